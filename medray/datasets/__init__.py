@@ -1,0 +1,1 @@
+"""What an example is, where it comes from, and who is in which split."""

@@ -1,0 +1,1 @@
+"""From DICOM bytes to headers, series, pixels and volumes, in the standard's terms."""

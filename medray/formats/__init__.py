@@ -1,0 +1,1 @@
+"""Images outside DICOM: NIfTI, NRRD, MHA, PNG, JPEG."""

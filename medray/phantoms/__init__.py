@@ -1,0 +1,1 @@
+"""Synthetic bodies and the public layouts they are written in."""

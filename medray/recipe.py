@@ -1,0 +1,68 @@
+"""The task contract: what a task's folder provides and what engines may rely on. No Ray here."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from medray.datasets.record import Record, Rejection, Sample, SourceTree
+
+Example = dict[str, np.ndarray]
+HparamsT = TypeVar("HparamsT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What a task's `prepare` returns for one record.
+
+    Attributes:
+        arrays: named arrays in compact types (HU int16, masks uint8, boxes float32).
+        affine_lps: (4, 4) of `arrays["image"]` where it is a volume, else None.
+        spacing_mm: spacing of `arrays["image"]`, zyx or yx, in mm; empty if unknown.
+        label: class index, or -1 where the task has none.
+        meta: plain facts that postprocessing needs (crop offsets, scale, original shape).
+    """
+
+    arrays: Example
+    affine_lps: np.ndarray | None = None
+    spacing_mm: tuple[float, ...] = ()
+    label: int = -1
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(Generic[HparamsT]):
+    """Everything an engine needs to know of a task; callables are module-level functions.
+
+    Attributes:
+        name: the task's folder and registry name.
+        kind: `box2d`, `class3d`, `score2d`, `mask3d` or `score3d`.
+        transform_version: raised whenever `prepare` changes its output.
+        hparams: the full-size hyperparameters.
+        tiny_hparams: the same for two CPU cores and minutes; sizes only, never another path.
+        prepare_fields: names of the hyperparameters that change `prepare`'s output.
+        records: lays the files out as examples and rejections.
+        prepare: one decoded sample to one example; the same object in prepare, predict, serve.
+        class_names: names of the label indices, () where the task has none.
+        lesion_in_each: every case must hold a mask or box (the mask_empty gate).
+        phantom: writes a synthetic data set in the task's true public layout.
+        phantom_baseline: threshold-and-blob score on that data set, name and value.
+        lesion_boxes: boxes mark lesions (the box_whole_image gate).
+        prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
+    """
+
+    name: str
+    kind: str
+    transform_version: int
+    hparams: HparamsT
+    tiny_hparams: HparamsT
+    prepare_fields: tuple[str, ...]
+    records: Callable[[SourceTree, HparamsT], Iterator[Record | Rejection]]
+    prepare: Callable[[Sample, HparamsT], Prepared]
+    class_names: tuple[str, ...] = ()
+    lesion_in_each: bool = False
+    lesion_boxes: bool = False
+    phantom: Callable[..., Mapping[str, Any]]
+    phantom_baseline: Callable[[str], Mapping[str, float]]
+    prepare_peak_factor: float = 4.0

@@ -1,0 +1,1 @@
+"""Where bytes live: any fsspec URI, whole reads with checksum, atomic commits."""
