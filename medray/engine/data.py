@@ -3,7 +3,7 @@
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,19 +51,46 @@ def map_items(
     `process` returns a JSON-able dict and raises `DataError` for a bad input, which comes back as
     `{"key", "reason", "detail"}`; order is that of completion.
     """
-    if not items:
-        return
+    run = _named(process, settings, name)
+    yield from _execute([(memory, _put(group)) for memory, group in _by_memory(items).items()], run)
+
+
+def stream_items(
+    items: Iterable[Item], process: Process, *, name: str, settings: dict[str, Any], memory: int
+) -> Iterator[dict[str, Any]]:
+    """Do the same for any number of items of one size, never holding all of them in the driver."""
+    yield from _execute([(memory, _put(items))], _named(process, settings, name))
+
+
+def _put(items: Iterable[Item]) -> list[ray.ObjectRef[pa.Table]]:
+    """Move descriptions of items into the object store, one block a task."""
+    return [
+        ray.put(
+            pa.table({"key": [i.key for i in chunk], "payload": [json.dumps(i.payload) for i in chunk]})
+        )
+        for chunk in _chunks(items)
+    ]
+
+
+def _execute(
+    classes: Sequence[tuple[int, list[ray.ObjectRef[pa.Table]]]],
+    run: Callable[[pa.Table], pa.Table],
+) -> Iterator[dict[str, Any]]:
+    """Run blocks of several memory classes as one streaming execution."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.execution_options.preserve_order = False
-    context.execution_options.verbose_progress = False
     with ray.data.DataContext.current(context):
         parts = [
-            _dataset(group, memory, process, name, settings)
-            for memory, group in _by_memory(items).items()
+            ray.data.from_arrow_refs(blocks).map_batches(
+                run, batch_size=None, batch_format="pyarrow", num_cpus=1, memory=memory
+            )
+            for memory, blocks in classes
+            if blocks
         ]
+        if not parts:
+            return
         dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
-        dataset.set_name(name)
+        dataset.set_name(run.__name__)
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for text in batch.column("result").to_pylist():
                 yield json.loads(text)
@@ -76,23 +103,6 @@ def _by_memory(items: Sequence[Item]) -> dict[int, list[Item]]:
         wanted = next((c for c in _MEMORY_CLASSES_BYTES if c >= item.peak_bytes), item.peak_bytes)
         groups.setdefault(wanted, []).append(item)
     return dict(sorted(groups.items(), reverse=True))
-
-
-def _dataset(
-    items: Sequence[Item], memory: int, process: Process, name: str, settings: dict[str, Any]
-) -> ray.data.Dataset:
-    blocks = [
-        pa.table({"key": [i.key for i in chunk], "payload": [json.dumps(i.payload) for i in chunk]})
-        for chunk in _chunks(items)
-    ]
-    source = ray.data.from_arrow(blocks)
-    return source.map_batches(
-        _named(process, settings, name),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        memory=memory,
-    )
 
 
 def _named(process: Process, settings: dict[str, Any], name: str) -> Callable[[pa.Table], pa.Table]:
@@ -130,7 +140,7 @@ def run_guarded(
     return result
 
 
-def _chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
     chunk: list[Item] = []
     size = 0
     for item in items:
