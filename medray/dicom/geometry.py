@@ -16,6 +16,7 @@ MIN_SLICES = 3
 # Table positions are stored with 0.1 mm at worst; 5 % passes rounding, one lost slice (100 %) cannot.
 _INCREMENT_ATOL_MM = 0.1
 _INCREMENT_RTOL = 0.05
+_ROUNDING_MM = 1e-6  # decimal text to binary
 _SAME_POSITION_MM = 1e-3
 _TILT_TOLERANCE_DEG = 0.5
 
@@ -89,7 +90,7 @@ def check_increments(distances_mm: np.ndarray) -> None:
         count = int((increments < _SAME_POSITION_MM).sum())
         raise DataError("duplicate_positions", f"{count} slices lie where another one lies")
     step = float(np.median(increments))
-    tolerance = max(_INCREMENT_ATOL_MM, _INCREMENT_RTOL * step)
+    tolerance = max(_INCREMENT_ATOL_MM, _INCREMENT_RTOL * step) + _ROUNDING_MM
     wrong = np.abs(increments - step) > tolerance
     if wrong.any():
         multiples = np.rint(increments[wrong] / step)
