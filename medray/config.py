@@ -1,4 +1,4 @@
-"""Typed override of frozen dataclasses: `--set name=value`, answered with the nearest right name."""
+"""Typed override of frozen dataclasses by `--set name=value`; wrong names get the nearest one."""
 
 import dataclasses
 import difflib
@@ -24,7 +24,8 @@ def override(target: T, settings: Sequence[str]) -> T:
         ConfigError: for an unknown name (the nearest right one is named), a value of another type,
             or a value that the dataclass refuses.
     """
-    return override_many((target,), settings)[0]
+    changed: T = override_many((target,), settings)[0]
+    return changed
 
 
 def override_many(targets: tuple[Any, ...], settings: Sequence[str]) -> tuple[Any, ...]:

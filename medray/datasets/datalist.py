@@ -83,7 +83,9 @@ def records(tree: SourceTree, wanted: Wanted) -> Iterator[Record | Rejection]:
                 yield _record(row, files, wanted, split if keep_split else "")
             except DataError as error:
                 unlabelled_test = split == "test" and error.reason == "no_label"
-                yield Rejection(uri=uri, reason=error.reason, detail=error.detail, skip=unlabelled_test)
+                yield Rejection(
+                    uri=uri, reason=error.reason, detail=error.detail, skip=unlabelled_test
+                )
 
 
 def _document(tree: SourceTree, uri: str) -> dict[str, Any]:
@@ -152,14 +154,18 @@ def _image(path: str, files: _Files, wanted: Wanted) -> tuple[ImageSource, Serie
     if path in files.plain and suffix in _VOLUME_SUFFIXES | _IMAGE_SUFFIXES:
         form = "volume_file" if suffix in _VOLUME_SUFFIXES else "image_file"
         if (form == "volume_file") != (wanted.image == "volume"):
-            raise DataError("annotation_invalid", f"the task needs a {wanted.image}, the row names another kind")
+            raise DataError(
+                "annotation_invalid", f"the task needs a {wanted.image}, the row names another kind"
+            )
         return ImageSource(form=form, files=(files.plain[path],)), None
     if path in files.dicom:
         placed = files.dicom[path]
         if wanted.image == "volume":
             return _stack([placed.series])
         if not slice_usable(placed.series):
-            raise DataError(placed.series.verdict, placed.series.detail or "the image cannot be used")
+            raise DataError(
+                placed.series.verdict, placed.series.detail or "the image cannot be used"
+            )
         return placed.source, placed.series
     stacks = [stack for folder, stack in files.series if inside(folder, path)]
     if not stacks:
@@ -174,7 +180,9 @@ def _stack(stacks: Sequence[SeriesRef]) -> tuple[ImageSource, SeriesRef]:
     if len(usable) == 1:
         return series_source(usable[0]), usable[0]
     if usable:
-        raise DataError("annotation_unmatched", "a folder holds several volumes; name one of its files")
+        raise DataError(
+            "annotation_unmatched", "a folder holds several volumes; name one of its files"
+        )
     bad = stacks[0]
     if bad.verdict == "ok":
         raise DataError("too_few_slices", "the image of a row is no volume")
@@ -208,7 +216,12 @@ def _class(label: object, names: Sequence[str]) -> int:
     if isinstance(label, (dict, list)):
         raise DataError("annotation_invalid", "the task needs a class as label")
     text = str(int(label)) if isinstance(label, (bool, float)) and label in (0, 1) else str(label)
-    if not text.isdecimal() or not text.isascii() or int(text[:9]) >= max(1, len(names)):
+    if (
+        not text.isdecimal()
+        or not text.isascii()
+        or len(text) > 6
+        or int(text) >= max(1, len(names))
+    ):
         raise DataError("label_unknown", "a label is no class of the task")
     return int(text)
 

@@ -105,7 +105,9 @@ def series_records(
     for series in sorted(tree.series, key=lambda item: item.series_key):
         items = found.by_series.get(series.series_key)
         if items:
-            yield _series_record(tree, series, items, large_cell=large_cell, pet_channel=pet_channel)
+            yield _series_record(
+                tree, series, items, large_cell=large_cell, pet_channel=pet_channel
+            )
     yield from _series_without_annotation(tree, found.by_series)
 
 
@@ -211,7 +213,11 @@ def _background(
     if ranks[-1] - ranks[0] + 1 != len(ranks):
         return
     low, high = distances[ordered[ranks[0]]], distances[ordered[ranks[-1]]]
-    free = [uri for uri in ordered if distances[uri] <= low - margin_mm or distances[uri] >= high + margin_mm]
+    free = [
+        uri
+        for uri in ordered
+        if distances[uri] <= low - margin_mm or distances[uri] >= high + margin_mm
+    ]
     step = max(1.0, len(free) / count)
     chosen = {free[int(n * step)] for n in range(count) if int(n * step) < len(free)}
     template = _slice_record(items[0])
@@ -259,7 +265,9 @@ def _series_record(
         return series_rejection(series, reason="wrong_modality", detail=detail, skip=True)
     if not is_volume(series):
         detail = "" if series.verdict != "ok" else "the annotated series is no volume"
-        return series_rejection(series, reason="" if detail == "" else "too_few_slices", detail=detail)
+        return series_rejection(
+            series, reason="" if detail == "" else "too_few_slices", detail=detail
+        )
     names = tuple(name for item in items for name in item.annotation.names)
     letter, agreement = letter_of(items[0].patient, names)
     if letter not in LETTERS:

@@ -13,7 +13,13 @@ from collections.abc import Iterator, Sequence
 
 from medray.datasets.paths import relative_path
 from medray.datasets.record import FileRef, ImageSource, Record, Rejection, SeriesRef, SourceTree
-from medray.datasets.tree import is_volume, label_files, label_rejection, series_rejection, series_source
+from medray.datasets.tree import (
+    is_volume,
+    label_files,
+    label_rejection,
+    series_rejection,
+    series_source,
+)
 
 NAME = "pancreas_ct"
 # Withdrawn by the publishers: the same scan as case 2, cropped differently.
@@ -36,7 +42,9 @@ def records(tree: SourceTree) -> Iterator[Record | Rejection]:
     for series in sorted(tree.series, key=lambda item: item.series_key):
         case = _case_of(tree, series)
         if case is None:
-            yield series_rejection(series, reason="no_label", detail="the series is of no numbered case")
+            yield series_rejection(
+                series, reason="no_label", detail="the series is of no numbered case"
+            )
             continue
         by_case[case].append(series)
     for case in sorted(by_case.keys() | labels.keys()):
@@ -60,7 +68,9 @@ def _labels(tree: SourceTree) -> tuple[dict[int, FileRef], list[Rejection]]:
         if hit is None:
             continue
         if int(hit[1]) in labels:
-            repeated.append(label_rejection(file, "annotation_invalid", "the case has two label files"))
+            repeated.append(
+                label_rejection(file, "annotation_invalid", "the case has two label files")
+            )
             continue
         labels[int(hit[1])] = file
     return labels, repeated
@@ -86,12 +96,16 @@ def _case_records(
     chosen = _fitting(tree, usable, label)
     if chosen is None:
         # The case is one example: it is lost for its series' reason, its label goes with it.
-        bad = [item for item in series if item.verdict != "ok" and item.verdict != "localizer"]
+        bad = [item for item in series if item.verdict not in {"ok", "localizer"}]
         if bad and not usable:
             yield series_rejection(bad[0])
             others = [item for item in series if item is not bad[0]]
         else:
-            why = "no CT volume fits the label" if len(usable) < 2 else "several CT volumes fit the label"
+            why = (
+                "no CT volume fits the label"
+                if len(usable) < 2
+                else "several CT volumes fit the label"
+            )
             yield label_rejection(label, "annotation_unmatched", why)
             others = list(series)
     else:
@@ -133,5 +147,3 @@ def _record(tree: SourceTree, case: int, series: SeriesRef, label: FileRef) -> R
         mask=ImageSource(form="volume_file", files=(label,), align="pancreas_ct"),
         meta={"case": case},
     )
-
-

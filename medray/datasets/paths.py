@@ -53,4 +53,4 @@ def suffix_of(path: str) -> str:
 
 def inside(path: str, folder: str) -> bool:
     """Tell whether a relative path lies in a folder or below it."""
-    return folder == "" or path == folder or path.startswith(folder + "/")
+    return folder in {"", path} or path.startswith(folder + "/")

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from medray.datasets.paths import folder_of, relative_path, suffix_of
-from medray.datasets.record import FileRef, ImageSource, InstanceRef, Rejection, SeriesRef, SourceTree
+from medray.datasets.record import (
+    FileRef,
+    ImageSource,
+    InstanceRef,
+    Rejection,
+    SeriesRef,
+    SourceTree,
+)
 from medray.errors import REASONS
 
 # Verdicts that forbid a volume and say nothing against a single slice.
@@ -103,7 +110,9 @@ def slice_usable(series: SeriesRef) -> bool:
     return series.verdict == "ok" or series.verdict in _STACK_VERDICTS
 
 
-def series_rejection(series: SeriesRef, *, reason: str = "", detail: str = "", skip: bool = False) -> Rejection:
+def series_rejection(
+    series: SeriesRef, *, reason: str = "", detail: str = "", skip: bool = False
+) -> Rejection:
     """Return why a whole stack is left out: its own verdict unless a reason is given."""
     reason = reason or series.verdict
     return Rejection(
@@ -130,4 +139,8 @@ def slice_distances_mm(series: SeriesRef) -> dict[str, float]:
         affine = np.asarray(series.affine_lps).reshape(4, 4)
         axis = np.cross(affine[:3, 2], affine[:3, 1])
         axis = axis / (np.linalg.norm(axis) or 1.0)
-    return {item.file.uri: float(np.dot(item.position_mm, axis)) for item in series.instances if item.position_mm}
+    return {
+        item.file.uri: float(np.dot(item.position_mm, axis))
+        for item in series.instances
+        if item.position_mm
+    }

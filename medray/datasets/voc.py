@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError, TreeBuilder  # noqa: S405 - types and errors only
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
@@ -46,7 +46,9 @@ class _BoundedBuilder:
         self._depth += 1
         self._count += 1
         if self._depth > _MAX_DEPTH or self._count > _MAX_ELEMENTS:
-            raise DataError("annotation_invalid", "the XML is nested too deep or has too many elements")
+            raise DataError(
+                "annotation_invalid", "the XML is nested too deep or has too many elements"
+            )
         return self._builder.start(tag, dict(attributes))
 
     def end(self, tag: str) -> Element:
@@ -84,7 +86,9 @@ def _parse(data: bytes) -> Element:
         parser.feed(data)
         root = parser.close()
     except (ParseError, DefusedXmlException, ValueError, LookupError):
-        raise DataError("annotation_invalid", "the XML is malformed or uses a DTD or entities") from None
+        raise DataError(
+            "annotation_invalid", "the XML is malformed or uses a DTD or entities"
+        ) from None
     if not isinstance(root, Element):
         raise DataError("annotation_invalid", "the XML has no element")
     return root
