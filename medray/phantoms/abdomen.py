@@ -10,12 +10,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medray.phantoms.fields import Grid, blend, curve, edge, ellipsoid, smooth_noise, tube_distance
+from medray.phantoms.fields import (
+    Grid,
+    blend,
+    box_round,
+    crop_axes,
+    curve,
+    edge,
+    ellipsoid,
+    paint_tube,
+    smooth_noise,
+    tube_distance,
+)
 from medray.phantoms.naming import stream
 
 ORGAN_HU = 95.0
 ORGAN_DEVIATION_HU = 22.0
 HYPODENSE_HU = 35.0
+# The healthy duct is a little larger than the mass, so that more dark voxels mean nothing.
+_DUCT_SHARE = 1.08
 _AIR, _FAT, _MUSCLE, _BONE = -1000.0, -100.0, 55.0, 420.0
 # Course of the organ from head to tail as (z, y, x) in mm, and its half-width there.
 _COURSE = ((-24, 2, -42), (-14, -8, -26), (0, -22, -2), (8, -20, 26), (18, -2, 54), (30, 22, 76))
@@ -99,14 +112,20 @@ def _organ_distance(axes: Sequence[np.ndarray], belly: Belly, grid: Grid) -> np.
     # Lobules come from waves over space, the same on any grid.
     waves = rng.normal(0, 1, (10, 3))
     waves *= (2 * np.pi / rng.uniform(14, 22, 10) / np.linalg.norm(waves, axis=1))[:, None]
-    bumps = np.zeros(grid.shape, dtype=np.float32)
-    for wave, phase in zip(waves, rng.uniform(0, 2 * np.pi, 10), strict=True):
-        bumps += np.cos(sum(a * w for a, w in zip(axes, wave, strict=True)) + phase)
+    distance = np.full(grid.shape, -1e3, dtype=np.float32)
+    box = box_round(axes, path.min(axis=0) - 24, path.max(axis=0) + 24)
+    if box is None:
+        return distance
+    local = crop_axes(axes, box)
     best = np.full(1, -np.inf, dtype=np.float32)
     for n in range(15):
         half = (width[n] + width[n + 1]) / 2
-        best = np.maximum(best, half - tube_distance(axes, path[n : n + 2]))
-    return np.asarray(best + 1.1 * bumps / np.sqrt(5))
+        best = np.maximum(best, half - tube_distance(local, path[n : n + 2]))
+    bumps = np.zeros(best.shape, dtype=np.float32)
+    for wave, phase in zip(waves, rng.uniform(0, 2 * np.pi, 10), strict=True):
+        bumps += np.cos(sum(a * w for a, w in zip(local, wave, strict=True)) + phase)
+    distance[box] = best + 1.1 * bumps / np.sqrt(5)
+    return distance
 
 
 def _wall(image: np.ndarray, axes: Sequence[np.ndarray]) -> None:
@@ -132,7 +151,7 @@ def _wall(image: np.ndarray, axes: Sequence[np.ndarray]) -> None:
 
 def _organs(image: np.ndarray, axes: Sequence[np.ndarray], belly: Belly) -> None:
     """Lay the solid organs and great vessels, in place; the cysts in them are for everyone."""
-    z, y, x = axes
+    _, y, x = axes
     radius = ellipsoid(axes, (30, -18, -84), (76, 72, 60))
     blend(image, edge(np.maximum(radius, 1 + (x + 18) / 60), 0.06), 112.0)
     blend(image, edge(ellipsoid(axes, (40, 42, 108), (44, 36, 26)), 0.08), 120.0)
@@ -154,11 +173,14 @@ def _loops(image: np.ndarray, axes: Sequence[np.ndarray], belly: Belly) -> None:
     """Lay bowel and veins of the organ's HU, width and length, in place."""
     rng = stream(belly.seed, "loops")
     head, tail = belly.course[0], belly.course[-1]
+    duodenum = np.array(((26, -10, -14), (4, 4, -27), (-26, 2, -12), (-34, 0, 20)))
+    jejunum = np.array(((4, -30, 14), (-24, -26, 22), (-50, -18, 10)))
+    splenic_vein = belly.course + np.array([-4, 19, 2])
     paths = [
-        (curve(np.stack([head + d for d in ((26, -10, -14), (4, 4, -27), (-26, 2, -12), (-34, 0, 20))]), num=8), 9.0),
-        (curve(belly.course + np.array([-4, 19, 2]), num=10), 5.0),  # splenic vein
-        (curve(np.stack([tail + d for d in ((4, -30, 14), (-24, -26, 22), (-50, -18, 10))]), num=6), 12.0),
-    ]  # fmt: skip
+        (curve(head + duodenum, num=8), 9.0),
+        (curve(splenic_vein, num=10), 5.0),
+        (curve(tail + jejunum, num=6), 12.0),
+    ]
     for place in ((-48, -52, -52), (-56, -60, 40), (-34, -66, 0), (-66, -26, 70), (-66, -20, -80)):
         middle = np.array(place) + rng.uniform(-7, 7, 3)
         turns = rng.normal(0, 1, (4, 3)) * (7, 10, 9)
@@ -167,8 +189,9 @@ def _loops(image: np.ndarray, axes: Sequence[np.ndarray], belly: Belly) -> None:
     ramp = rng.standard_normal(3) / 22
     shade = sum(axis * step for axis, step in zip(axes, ramp, strict=True))
     value = ORGAN_HU + ORGAN_DEVIATION_HU * 1.4 * np.sin(np.asarray(shade))
+    value = np.broadcast_to(value, image.shape)
     for path, radius in paths:
-        blend(image, edge(tube_distance(axes, path) / radius, 0.25), value)
+        paint_tube(image, axes, path, radius_mm=radius, value=value)
 
 
 def _lesion(image: np.ndarray, axes: Sequence[np.ndarray], mask: np.ndarray, belly: Belly) -> int:
@@ -183,10 +206,26 @@ def _lesion(image: np.ndarray, axes: Sequence[np.ndarray], mask: np.ndarray, bel
     wanted = int(round_mass.sum())
     chosen = round_mass
     if belly.lesion == "duct":
-        distance = np.where(mask, tube_distance(axes, curve(belly.course, num=24)), np.inf)
-        nearest = np.argsort(distance, axis=None, kind="stable")[:wanted]
+        path = _duct_path(axes, belly)
+        distance = np.where(mask, tube_distance(axes, path), np.inf)
+        nearest = np.argsort(distance, axis=None, kind="stable")[: round(wanted * _DUCT_SHARE)]
         chosen = np.zeros(mask.size, dtype=bool)
         chosen[nearest] = True
         chosen = chosen.reshape(mask.shape)
     image[chosen] = HYPODENSE_HU
     return wanted
+
+
+def _duct_path(axes: Sequence[np.ndarray], belly: Belly) -> np.ndarray:
+    """Return the stretch of the organ's course that a duct of the mass's volume fills.
+
+    The duct is as wide as the grid needs to keep it in one piece.
+    """
+    step = max(float(abs(axis.ravel()[1] - axis.ravel()[0])) for axis in axes)
+    half_width = max(4.0, 0.85 * step)
+    length = 4 / 3 * belly.lesion_radius_mm**3 / half_width**2
+    path = curve(belly.course, num=81)
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
+    length = min(length, float(along[-1]))
+    middle = float(np.clip(belly.lesion_at * along[-1], length / 2, along[-1] - length / 2))
+    return np.asarray(path[np.abs(along - middle) <= length / 2][::2])

@@ -77,6 +77,45 @@ def tube_distance(axes: Sequence[np.ndarray], path: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(best))
 
 
+def box_round(
+    axes: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray
+) -> tuple[slice, ...] | None:
+    """Return the slices of a grid between two corners in mm, None where there are too few."""
+    box = []
+    for axis, start, stop in zip(axes, low, high, strict=True):
+        where = np.flatnonzero((axis.ravel() >= start) & (axis.ravel() <= stop))
+        if where.size < 2:
+            return None
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
+
+
+def crop_axes(axes: Sequence[np.ndarray], box: Sequence[slice]) -> list[np.ndarray]:
+    """Return the open coordinates of a part of the grid."""
+    return [
+        axis[tuple(part if n > 1 else slice(None) for n in axis.shape)]
+        for axis, part in zip(axes, box, strict=True)
+    ]
+
+
+def paint_tube(
+    image: np.ndarray,
+    axes: Sequence[np.ndarray],
+    path: np.ndarray,
+    *,
+    radius_mm: float,
+    value: np.ndarray | float,
+    softness: float = 0.25,
+) -> None:
+    """Lay a tube along a path over an image under construction, in place."""
+    reach = radius_mm * 1.5
+    box = box_round(axes, path.min(axis=0) - reach, path.max(axis=0) + reach)
+    if box is None:
+        return
+    alpha = edge(tube_distance(crop_axes(axes, box), path) / radius_mm, softness)
+    blend(image[box], alpha, value[box] if isinstance(value, np.ndarray) else value)
+
+
 def curve(points: Sequence[Sequence[float]] | np.ndarray, num: int = 24) -> np.ndarray:
     """Return a smooth path (num, dims) through points (Catmull-Rom)."""
     knots = np.asarray(points, dtype=np.float64)

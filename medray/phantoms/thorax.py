@@ -9,6 +9,8 @@ from medray.phantoms.fields import (
     Grid,
     blend,
     bounding_box,
+    box_round,
+    crop_axes,
     curve,
     edge,
     ellipsoid,
@@ -151,30 +153,12 @@ def _vessels(image: np.ndarray, axes: Sequence[np.ndarray], lung: np.ndarray, ch
             )
             bend = (hilum + tip) / 2 + rng.normal(0, 10, 3)
             path = curve(np.stack([hilum, bend, tip]), num=6)
-            box = _box_round(axes, path.min(axis=0) - 6, path.max(axis=0) + 6)
+            box = box_round(axes, path.min(axis=0) - 6, path.max(axis=0) + 6)
             if box is None:
                 continue
-            local = [axis[_axis_box(axis, box)] for axis in axes]
+            local = crop_axes(axes, box)
             radius = tube_distance(local, path) / rng.uniform(2.0, 4.0)
             blend(image[box], edge(radius, 0.6) * lung[box], 35.0)
-
-
-def _axis_box(axis: np.ndarray, box: tuple[slice, ...]) -> tuple[slice, ...]:
-    """Return the part of a box that an open axis has; its unit dimensions stay whole."""
-    return tuple(part if n > 1 else slice(None) for part, n in zip(box, axis.shape, strict=True))
-
-
-def _box_round(
-    axes: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray
-) -> tuple[slice, ...] | None:
-    """Return the slices of the grid between two corners in mm, None where there are none."""
-    box = []
-    for axis, start, stop in zip(axes, low, high, strict=True):
-        where = np.flatnonzero((axis.ravel() >= start) & (axis.ravel() <= stop))
-        if where.size < 2:
-            return None
-        box.append(slice(int(where[0]), int(where[-1]) + 1))
-    return tuple(box)
 
 
 def _spine(image: np.ndarray, axes: Sequence[np.ndarray]) -> None:
@@ -191,13 +175,11 @@ def focus_on_grid(focus: Focus, grid: Grid) -> tuple[tuple[slice, ...], Lesion]:
     axes = grid.axes()
     reach = focus.radius_mm * 2.1 * _SLICE_TOLERANCE / 1.3
     center = np.array(focus.center_zyx_mm)
-    box = _box_round(axes, center - reach, center + reach)
+    box = box_round(axes, center - reach, center + reach)
     if box is None:
         box = tuple(slice(0, 2) for _ in range(3))
-    patch = tuple(
-        (axis[_axis_box(axis, box)] - np.float32(middle))
-        for axis, middle in zip(axes, center, strict=True)
-    )
+    local = crop_axes(axes, box)
+    patch = [axis - np.float32(middle) for axis, middle in zip(local, center, strict=True)]
     lesion = make_lesion(
         focus.kind,
         (patch[0], patch[1], patch[2]),
