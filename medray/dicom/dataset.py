@@ -158,7 +158,9 @@ def _end_of_meta(raw: bytes) -> tuple[int, str]:
             break
         long_form = raw[offset + 4 : offset + 6] in _LONG_VRS
         start = offset + (12 if long_form else 8)
-        length = struct.unpack_from("<I" if long_form else "<H", raw, start - (4 if long_form else 2))[0]
+        length = struct.unpack_from(
+            "<I" if long_form else "<H", raw, start - (4 if long_form else 2)
+        )[0]
         if element == 0x0010:
             syntax = raw[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
         offset = start + length

@@ -46,8 +46,8 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
 
 
 def _start_local(*, debug: bool) -> None:
-    # Since Ray 2.59 an unset mode writes a token file and locks out other local tools.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # RAY_AUTH_MODE is left to the user: unset, Ray makes a token and closes the local cluster,
+    # which is what a laptop in a hospital needs. Ray reads it at import, so it cannot be set here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     available = psutil.virtual_memory().available
     store = max(_MIN_OBJECT_STORE_BYTES, min(_LOCAL_OBJECT_STORE_BYTES, available // 5))
@@ -67,6 +67,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # pydicom warns by quoting header values; none of them may reach a log.
+    "PYTHONWARNINGS": "ignore",
 }
 
 
