@@ -145,4 +145,6 @@ def _boxes(record: Record, image: Volume | Image2D) -> np.ndarray | None:
 def plain_meta(meta: Mapping[str, object]) -> dict[str, object]:
     """Return the facts that are plain JSON values, for an example's metadata."""
     kinds = (str, int, float, bool, tuple, list)
-    return {name: value for name, value in meta.items() if isinstance(value, kinds) or value is None}
+    return {
+        name: value for name, value in meta.items() if isinstance(value, kinds) or value is None
+    }

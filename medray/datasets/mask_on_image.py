@@ -18,7 +18,9 @@ def mask_on_image(mask: Volume, image: Volume) -> Volume:
             do not lie on the image.
     """
     if image.geometry != "verified" or mask.geometry != "verified":
-        raise DataError("label_geometry_mismatch", "image or mask has no proven place in the patient")
+        raise DataError(
+            "label_geometry_mismatch", "image or mask has no proven place in the patient"
+        )
     placed = resample_to_grid(
         mask, image.affine_lps, image.array.shape, order="nearest", fill=0, antialias=False
     )

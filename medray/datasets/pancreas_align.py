@@ -20,9 +20,7 @@ _CLEARLY_BETTER = 0.03
 _MIN_OVERLAP = 0.3
 
 
-def align_label(
-    label: np.ndarray, volume_hu: np.ndarray
-) -> tuple[np.ndarray, str]:
+def align_label(label: np.ndarray, volume_hu: np.ndarray) -> tuple[np.ndarray, str]:
     """Return the label on the volume's grid and how it was laid (`index` or the flips used).
 
     Args:
