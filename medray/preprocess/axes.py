@@ -1,8 +1,8 @@
 """One axis at a time: which input samples make an output sample, and with which weights.
 
-Positions are continuous voxel indices of the input; index 0 is the centre of the first voxel, so the
-field of view reaches from -0.5 to num_in - 0.5. Every resize and resample in medray is made of these
-maps, in two and in three dimensions.
+Positions are continuous voxel indices of the input; index 0 is the centre of the first voxel, so
+the field of view reaches from -0.5 to num_in - 0.5. Every resize and resample in medray is made of
+these maps, in two and in three dimensions.
 
 The rule for shrinking: along an axis where one output step spans more than 2 input voxels, the
 linear (triangle) kernel is widened by that factor, which is what Pillow's BILINEAR and torch's
@@ -52,11 +52,11 @@ class AxisMap:
     @property
     def is_pick(self) -> bool:
         """Tell whether each output sample is one input sample."""
-        return self.index.shape[1] == 1
+        return bool(self.index.shape[1] == 1)
 
     @cached_property
     def blocks(self) -> tuple[tuple[slice, slice, np.ndarray], ...]:
-        """Dense pieces of the banded weight matrix: output range, input range, (out, in) weights."""
+        """Dense pieces of the banded weights: output range, input range, (out, in) matrix."""
         return tuple(self._block(start) for start in range(0, self.num_out, _BLOCK))
 
     def _block(self, start: int) -> tuple[slice, slice, np.ndarray]:
@@ -81,7 +81,8 @@ def resize_positions(num_in: int, num_out: int) -> Float[np.ndarray, "num_out"]:
 
     old = (new + 0.5) * num_in / num_out - 0.5.
     """
-    return (np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5
+    positions: np.ndarray = (np.arange(num_out) + 0.5) * (num_in / num_out) - 0.5
+    return positions
 
 
 def linear_map(
@@ -134,7 +135,8 @@ def pick_plane(
     plane: Real[np.ndarray, "height width"], *, rows: AxisMap, columns: AxisMap
 ) -> Real[np.ndarray, "new_height new_width"]:
     """Resample one plane along both axes by maps that pick single samples; the dtype stays."""
-    return plane[rows.index[:, 0]][:, columns.index[:, 0]]
+    picked: np.ndarray = plane[rows.index[:, 0]][:, columns.index[:, 0]]
+    return picked
 
 
 def _snapped(positions: np.ndarray) -> np.ndarray:
@@ -144,7 +146,9 @@ def _snapped(positions: np.ndarray) -> np.ndarray:
 
 
 def _inside(positions: np.ndarray, num_in: int) -> np.ndarray:
-    return (positions >= -0.5 - _EDGE_ATOL) & (positions <= num_in - 0.5 + _EDGE_ATOL)
+    low, high = -0.5 - _EDGE_ATOL, num_in - 0.5 + _EDGE_ATOL
+    inside: np.ndarray = (positions >= low) & (positions <= high)
+    return inside
 
 
 def _map(num_in: int, index: np.ndarray, weights: np.ndarray, inside: np.ndarray) -> AxisMap:
@@ -158,7 +162,8 @@ def _map(num_in: int, index: np.ndarray, weights: np.ndarray, inside: np.ndarray
 
 def _mix_rows(plane: np.ndarray, rows: AxisMap) -> np.ndarray:
     if rows.is_pick:
-        return plane[rows.index[:, 0]].astype(np.float32)
+        picked: np.ndarray = plane[rows.index[:, 0]].astype(np.float32)
+        return picked
     out = np.empty((rows.num_out, plane.shape[1]), dtype=np.float32)
     for target, source, weights in rows.blocks:
         # The cast works on a few rows at a time, which stay in the cache for the product.
@@ -168,7 +173,8 @@ def _mix_rows(plane: np.ndarray, rows: AxisMap) -> np.ndarray:
 
 def _mix_columns(plane: np.ndarray, columns: AxisMap) -> np.ndarray:
     if columns.is_pick:
-        return plane[:, columns.index[:, 0]]
+        picked: np.ndarray = plane[:, columns.index[:, 0]]
+        return picked
     out = np.empty((plane.shape[0], columns.num_out), dtype=np.float32)
     for target, source, weights in columns.blocks:
         np.matmul(plane[:, source], weights.T, out=out[:, target])
