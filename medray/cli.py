@@ -128,18 +128,21 @@ def prepare(
 
     Example: medray prepare pancreas_segmentation --data /data/pancreas --out /data/prepared --tiny
     """
-    from medray.config import override
+    from medray.config import override_many
+    from medray.datasets.split import SplitOptions
     from medray.engine.prepare import PrepareOptions
     from medray.engine.prepare import prepare as run_prepare
     from medray.tasks import get_recipe
 
     recipe = get_recipe(task)
     base = recipe.tiny_hparams if tiny else recipe.hparams
-    overrides, settings = _split_settings(set_ or [])
-    options = PrepareOptions(data=data, labels=labels, layout=layout, export=export, **settings)
-    hparams = override(base, overrides)
+    gates, settings = _gates_setting(set_ or [])
+    options = PrepareOptions(data=data, labels=labels, layout=layout, export=export, gates=gates)
+    hparams, split = override_many((base, SplitOptions()), settings)
     summary = _with_ray(
-        lambda: run_prepare(recipe, hparams, out, options, quiet=quiet), address=address, debug=debug
+        lambda: run_prepare(recipe, hparams, split, out, options, quiet=quiet),
+        address=address,
+        debug=debug,
     )
     _conclude(summary, out, as_json=as_json, quiet=quiet)
 
@@ -295,17 +298,10 @@ def _size(value: str) -> tuple[int, ...]:
     return parts
 
 
-def _split_settings(items: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Tell settings of the stage (gates, split) from hyperparameters of the recipe."""
-    settings: dict[str, str] = {}
-    rest = []
-    for item in items:
-        name, _, value = item.partition("=")
-        if name in {"gates", "split"}:
-            settings[name] = value
-        else:
-            rest.append(item)
-    return rest, settings
+def _gates_setting(items: Sequence[str]) -> tuple[str, list[str]]:
+    """Take `gates=...` out of the settings; the rest are hyperparameters."""
+    gates = [item.partition("=")[2] for item in items if item.startswith("gates=")]
+    return (gates or ["on"])[-1], [item for item in items if not item.startswith("gates=")]
 
 
 def main() -> None:

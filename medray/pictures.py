@@ -33,6 +33,12 @@ def example_tile(arrays: Mapping[str, np.ndarray], *, size_px: int = _TILE_PX) -
     return _fit(rgb.astype(np.uint8), size_px)
 
 
+def example_plane(image: np.ndarray) -> np.ndarray:
+    """Return the plane of an example's image that a viewer should show, as uint8 RGB."""
+    plane, _ = _telling_plane(image, None)
+    return _grey_or_colour(plane).astype(np.uint8)
+
+
 def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = _COLUMNS) -> bytes:
     """Return a PNG of tiles in rows; no text, so nothing of a patient can be in it."""
     from PIL import Image

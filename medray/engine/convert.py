@@ -11,7 +11,7 @@ from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.convert_task import convert_series
 from medray.engine.data import Item, map_items
 from medray.engine.index import crawl, unreadable_files
-from medray.engine.ledger import Ledger, content_key
+from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, RESULTS
@@ -72,8 +72,7 @@ def convert(
         with run.stage("convert") as stage, Progress("convert", len(items), quiet=quiet) as bar:
             settings = {"out": out, "ledger": ledger.uri, **asdict(options), "suffix": options.suffix}
             for result in map_items(items, convert_series, name="convert_series", settings=settings):
-                record = result["record"]
-                cost = result["cost"]
+                record, cost = result_record(result), result["cost"]
                 stage.saw(
                     bytes_read=cost.get("bytes", 0), peak_memory_bytes=cost["peak_memory_bytes"]
                 )

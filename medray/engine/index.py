@@ -14,6 +14,7 @@ from medray.engine.listing import ShardedListing
 from medray.engine.progress import Progress
 from medray.engine.run import Run, Stage
 from medray.engine.schemas import REJECTED
+from medray.engine.series_table import index_shards
 from medray.errors import ConfigError
 
 _FILES_PER_GROUP = 20_000
@@ -163,3 +164,10 @@ def unreadable_files(out: str, shard: str) -> Iterator[dict[str, Any]]:
                 "reason": row["reason"],
                 "detail": row["detail"],
             }
+
+
+def index_rows_of_rejected(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the rejected rows of the index that a run made of its own sources."""
+    index_uri = run.extra.get("index_uri") or run.state("index")
+    for shard in index_shards(index_uri):
+        yield from unreadable_files(index_uri, shard)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from medray import storage
+from medray.errors import DataError
 
 _READERS = 8
 
@@ -15,6 +16,18 @@ def content_key(*parts: Any) -> str:
     """Return 16 hex digits of sha256 of the canonical JSON of what an item depends on."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def result_record(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what a task recorded.
+
+    Raises:
+        DataError: the task could not write: the run stops, finished work is kept.
+    """
+    if result["reason"]:
+        raise DataError(result["reason"], result["detail"])
+    record: dict[str, Any] = result["record"]
+    return record
 
 
 class Ledger:

@@ -1,13 +1,15 @@
 """What a prepare task does with one record: load, transform, write, record. No Ray."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from medray import storage
-from medray.datasets.loading import SampleReader, load_sample
+from medray.datasets.fingerprint import partial_fingerprint
+from medray.datasets.loading import load_sample
+from medray.datasets.record import FileRef, Record
 from medray.datasets.record_json import record_from_json
-from medray.dicom.decoder import process_decoder
+from medray.dicom.decoder import DecodedInstance, PixelDecoder, process_decoder
 from medray.engine.examples import encode_example, example_row
 from medray.engine.ledger import Ledger, content_key
 from medray.errors import DataError
@@ -33,7 +35,7 @@ def prepare_example(
         "reason": "",
         "detail": "",
     }
-    reader = SampleReader(decoder=process_decoder())
+    reader = CountingReader(process_decoder())
     try:
         found.update(_prepare(payload, reader, recipe, hparams, out))
     except DataError as error:
@@ -51,17 +53,42 @@ def _prepare(
     record = record_from_json(payload["record"])
     sample = load_sample(record, reader)
     prepared = recipe.prepare(sample, hparams)
-    key = example_key(recipe, hparams, reader.sha256s, payload["labelled"])
+    key = example_key(recipe, hparams, record, reader.sha256s)
     data = encode_example(prepared, key=key)
     storage.write_atomic(storage.join(out, "examples", f"{key}.safetensors"), data)
     sha256 = hashlib.sha256(data).hexdigest()
     row = example_row(record, prepared, key=key, sha256=sha256)
-    return {"row": row, "facts": reader.facts(sample, prepared)}
+    return {"row": row, "facts": partial_fingerprint(sample)}
 
 
 def example_key(
-    recipe: Recipe[Any], hparams: Any, source_sha256s: list[str], labelled: Any
+    recipe: Recipe[Any], hparams: Any, record: Record, source_sha256s: list[str]
 ) -> str:
-    """Return the key of an example: the bytes read, labels, transform and what sets it."""
+    """Return the key of an example: the bytes read, its labels, the transform and what sets it."""
     chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
-    return content_key(recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labelled)
+    labels = (record.label, record.boxes_xyxy_px, record.box_labels, dict(record.meta))
+    return content_key(recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels)
+
+
+class CountingReader:
+    """Reads and decodes for one record; knows the hash of every byte that went into it."""
+
+    def __init__(self, decoder: PixelDecoder) -> None:
+        self.decoder = decoder
+        self.sha256s: list[str] = []
+        self.num_bytes = 0
+
+    def read(self, file: FileRef) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            DataError: a read or store reason.
+        """
+        data = storage.read_bytes(file.uri, expected_bytes=file.bytes)
+        self.sha256s.append(hashlib.sha256(data).hexdigest())
+        self.num_bytes += len(data)
+        return data
+
+    def decode_many(self, blobs: Iterable[bytes]) -> Iterator[DecodedInstance | DataError]:
+        """Decode DICOM files in order."""
+        return self.decoder.decode_many(blobs)

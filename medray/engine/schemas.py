@@ -88,3 +88,12 @@ RESULTS = pa.schema(
         ("weights_sha256", pa.string()),
     ]
 )
+
+SPLIT = pa.schema(
+    [
+        ("patient_id", pa.string()),
+        ("split", pa.string()),
+        ("fold", pa.int32()),
+        ("strata", pa.string()),
+    ]
+)
