@@ -156,7 +156,7 @@ def _read_one(
 
 
 def _patient(path: str, patient_id: str) -> str:
-    """Return the patient as the annotation folders name it (`A0001`), empty if it cannot be told."""
+    """Return the patient as the annotation folders name it (`A0001`), empty if unknown."""
     for text in (patient_id, *reversed(path.split("/")[:-1])):
         hit = _PATIENT.fullmatch(text.strip())
         if hit:
