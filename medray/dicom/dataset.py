@@ -4,10 +4,13 @@ import io
 import math
 import struct
 import zlib
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom import config as pydicom_config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
@@ -96,6 +99,7 @@ class _PixelStop:
         return False
 
 
+@lru_cache(maxsize=8)
 def _tag_list(tags: tuple[str, ...] | None) -> list[BaseTag] | None:
     return None if tags is None else [Tag(tag) for tag in tags]
 
@@ -154,25 +158,59 @@ def _end_of_meta(raw: bytes) -> tuple[int, str]:
             break
         long_form = raw[offset + 4 : offset + 6] in _LONG_VRS
         start = offset + (12 if long_form else 8)
-        length = struct.unpack_from("<I" if long_form else "<H", raw, start - (4 if long_form else 2))[0]
+        length = struct.unpack_from(
+            "<I" if long_form else "<H", raw, start - (4 if long_form else 2)
+        )[0]
         if element == 0x0010:
             syntax = raw[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
         offset = start + length
     return offset, syntax
 
 
+# Converting a value through pydicom's element objects costs ten times its decoding; these VRs are
+# plain text or 16 bit numbers, so the bytes say all.
+_TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "SH", "TM", "UI"})
+_SHORT_VRS = {"US": "H", "SS": "h"}
+
+
+@lru_cache(maxsize=1024)
+def _tag_and_vr(keyword: str) -> tuple[BaseTag, str]:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return BaseTag(tag), dictionary_VR(tag)
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """Return a value as text, numbers or whatever pydicom makes of it; None where absent."""
+    tag, vr = _tag_and_vr(keyword)
+    if tag not in dataset:
+        return None
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement):
+        raw, vr = element.value, element.VR or vr
+        if not raw:
+            return None
+        if vr in _TEXT_VRS and isinstance(raw, bytes) and raw.isascii():
+            return raw.decode("ascii").rstrip("\0 ")
+        if vr in _SHORT_VRS and isinstance(raw, bytes) and len(raw) % 2 == 0:
+            order = "<" if element.is_little_endian else ">"
+            return list(struct.unpack(f"{order}{len(raw) // 2}{_SHORT_VRS[vr]}", raw))
+    return dataset[tag].value
+
+
 def text(dataset: Dataset, keyword: str) -> str:
     """Return a value as text, several joined by a backslash, empty where absent."""
     try:
-        value = dataset.get(keyword)
+        value = _value(dataset, keyword)
     except Exception:  # noqa: BLE001 - a value that cannot be converted is no text
         return ""
     if value is None:
         return ""
-    if isinstance(value, str):
+    if isinstance(value, str) and "\\" not in value:
         return value.strip().strip("\0")
-    if isinstance(value, (list, pydicom.multival.MultiValue)):
-        return "\\".join(str(item).strip() for item in value)
+    many = value.split("\\") if isinstance(value, str) else value
+    if isinstance(many, (list, pydicom.multival.MultiValue)):
+        return "\\".join(str(item).strip() for item in many)
     return str(value).strip()
 
 
@@ -185,11 +223,13 @@ def numbers(
         DataError: `bad_tag_value` if one is not finite, beyond `limit`, or their count is wrong.
     """
     try:
-        value: Any = dataset.get(keyword)
-        if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
+        value: Any = _value(dataset, keyword)
+        if isinstance(value, str):
+            value = value.split("\\") if value.strip() else None
+        if value is None or (hasattr(value, "__len__") and len(value) == 0):
             return None
         many = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-        items = tuple(float(item) for item in (value if many else [value]))
+        items = tuple(_as_float(item) for item in (value if many else [value]))
     except Exception:  # noqa: BLE001 - pydicom converts lazily and raises many kinds
         raise DataError("bad_tag_value", f"{keyword} is not a number") from None
     if count is not None and len(items) != count:
@@ -197,6 +237,12 @@ def numbers(
     if not all(math.isfinite(item) and abs(item) <= limit for item in items):
         raise DataError("bad_tag_value", f"{keyword} is not finite or out of range")
     return items
+
+
+def _as_float(value: Any) -> float:
+    if isinstance(value, str) and "_" in value:
+        raise ValueError("Python's digit separator is no DICOM number")
+    return float(value)
 
 
 def number(dataset: Dataset, keyword: str, *, low: float, high: float) -> float | None:
