@@ -1,7 +1,6 @@
 """What a file may unpack to, decided from its declared size before anything is inflated."""
 
 import math
-import struct
 import zlib
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from medray.errors import DataError
 
 # 2 GiB: a whole-body CT of 512 x 512 x 2000 in float32 fits.
 MAX_VOLUME_BYTES = 2 << 30
+MAX_HEADER_BYTES = 1 << 20
 # Above the limit, more than this per stored byte is no scan but a bomb: CT packs 2 : 1, masks more,
 # but a mask of 2 GiB is none of a scanner's.
 _BOMB_RATIO = 100
@@ -19,6 +19,8 @@ _DEFLATE_MAX_RATIO = 1032
 _MAX_SPACING_MM = 100.0
 _MIN_SPACING_MM = 1e-4
 _MAX_PLACE_MM = 1e5
+# A grid sheared by more than 84 degrees is a mistake, not a scan.
+_MIN_DETERMINANT = 0.1
 _MAX_SIDE = 1 << 20
 _PIECE = 1 << 20
 _TRAILING_SLACK = 1 << 16
@@ -65,7 +67,7 @@ def inflate(data: bytes, *, num_bytes: int, wbits: int, exact: bool) -> bytearra
     """
     out, rest = bytearray(), memoryview(data)
     limit = num_bytes + (_TRAILING_SLACK if exact else 0)
-    while len(rest) and len(out) < limit:
+    while rest and len(out) < limit:
         stream = zlib.decompressobj(wbits)
         try:
             rest = _inflate_member(stream, rest, out, limit)
@@ -116,10 +118,6 @@ def check_affine(affine: np.ndarray) -> np.ndarray:
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < _MIN_DETERMINANT:
         raise DataError("bad_tag_value", "two axes of the grid are parallel")
     return affine
-
-
-# A grid sheared by more than 84 degrees is a mistake, not a scan.
-_MIN_DETERMINANT = 0.1
 
 
 def check_finite(array: np.ndarray) -> np.ndarray:
@@ -173,5 +171,5 @@ def unpacked_head(data: bytes, num_bytes: int) -> bytes:
     stream = zlib.decompressobj(31)
     try:
         return stream.decompress(data[: 4 * num_bytes + 1024], num_bytes)
-    except (zlib.error, struct.error) as error:
+    except zlib.error as error:
         raise DataError("unreadable", "the compressed data are damaged") from error

@@ -126,7 +126,7 @@ def _blocks(volume: Volume) -> Iterator[memoryview]:
     for plane in volume.array:
         if dtype.kind == "f" and not np.isfinite(plane).all():
             raise DataError("non_finite_pixels", "the volume holds NaN or infinite values")
-        yield memoryview(np.ascontiguousarray(plane, dtype=dtype)).cast("B")
+        yield np.ascontiguousarray(plane, dtype=dtype).data.cast("B")
 
 
 def _stored_dtype(dtype: np.dtype) -> np.dtype:
