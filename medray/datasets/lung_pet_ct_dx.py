@@ -31,7 +31,7 @@ NAME = "lung_pet_ct_dx"
 STREAMS = ("ct", "fused", "both")
 # Order of the class indices; large cell comes last so that leaving it out moves no other class.
 LETTERS = ("A", "B", "G", "E")
-_UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 _PATIENT = re.compile(r"(?:Lung_Dx-)?([A-Za-z]\d{3,5})")
 
 

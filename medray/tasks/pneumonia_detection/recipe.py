@@ -7,7 +7,7 @@ Command   medray prepare pneumonia_detection --data DIR --out URI
 
 `compat=original` gives healthy images one box over the whole image in the class of pneumonia, as
 the original did; `compat=whole_image` gives it a class of its own (`normal`). Both train on all
-boxes of an image; the original saw only those in its sample of rows, and split by row, not by image.
+boxes of an image; the original saw only those in its sample of rows, and split by row, not image.
 """
 
 from collections.abc import Iterator
