@@ -56,7 +56,7 @@ class StackReader:
     _seen: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        unique = {header.sop_uid or str(n): header for n, header in enumerate(self.headers)}
+        unique = {_identity(header): header for header in self.headers}
         slices = [
             (uid, frame, plane)
             for uid, header in unique.items()
@@ -80,20 +80,19 @@ class StackReader:
             DataError: `duplicate_conflict`, `checksum_mismatch`, `mixed_size`, `non_finite_pixels`.
         """
         header = decoded.header
-        known = self._hashes.get(header.sop_uid) if header.sop_uid else None
-        if known is not None:
-            if known != decoded.sha256:
-                raise DataError("duplicate_conflict", "two files share a SOP UID and differ")
-            return
-        if header.sop_uid:
-            self._hashes[header.sop_uid] = decoded.sha256
+        identity = _identity(header)
+        known = self._hashes.setdefault(identity, decoded.sha256)
+        if known != decoded.sha256:
+            raise DataError("duplicate_conflict", "two files share a SOP UID and differ")
         planes = _frame_planes(header)
         for frame, pixels in enumerate(decoded.frames):
-            place = self._places.get((header.sop_uid, frame))
+            place = self._places.get((identity, frame))
             if place is None or planes[frame] != self._planes[place]:
                 raise DataError("checksum_mismatch", "a file differs from what was indexed")
             if pixels.shape != self.shape_zyx[1:]:
                 raise DataError("mixed_size", "a slice has another matrix than its stack")
+            if self._seen[place]:
+                continue  # a copy with equal bytes
             self._seen[place] = True
             yield place, modality_values(pixels, planes[frame], header, whole=self.dtype == np.int16)
 
@@ -179,6 +178,11 @@ def assemble_volume(decoded: Iterable[Decoded]) -> Volume:
     for item in items:
         builder.add(item)
     return builder.finish()
+
+
+def _identity(header: InstanceHeader) -> str:
+    """Return what tells instances apart: the SOP UID, or the place where that is empty."""
+    return header.sop_uid or repr(header.planes[0].position_mm)
 
 
 def _frame_planes(header: InstanceHeader) -> tuple[Plane, ...]:
