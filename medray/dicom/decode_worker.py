@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medray.dicom.dataset import open_dataset
+from medray.dicom.dataset import is_deflated, open_dataset
 from medray.dicom.decode_wire import ChildSetup, grow_memory_file, send_line
 from medray.dicom.header import InstanceHeader, parse_header
 from medray.dicom.pixels import PixelElement, PixelLimits, decode_pixels, find_pixel_element
@@ -57,7 +57,7 @@ def decode_file(data: memoryview, limits: PixelLimits, **options: Any) -> Decode
 
 def _parse(data: memoryview, limits: PixelLimits) -> tuple[Dataset, PixelElement | None]:
     """Parse up to the pixel element; the parser gets the file's head before all of it."""
-    if b"1.2.840.10008.1.2.1.99" in bytes(data[:4096]):
+    if is_deflated(io.BytesIO(data[:_HEAD_BYTES])):
         return _parse_deflated(data, limits)
     if len(data) > _HEAD_BYTES:
         try:

@@ -25,10 +25,10 @@ def _obey(frame: bytes, spec: FrameSpec) -> np.ndarray:
         os._exit(3)
     if deed == "hang":
         time.sleep(600)
-    if deed == "eat":
-        hoard = []
+    if deed in {"eat", "claim"}:  # claimed memory counts, but costs no time to fill
+        make, hoard = {"eat": np.ones, "claim": np.empty}[deed], []
         while True:
-            hoard.append(np.ones(16 << 20, np.uint8))
+            hoard.append(make(16 << 20, np.uint8))
     if deed == "once" and len(Path(diary).read_text()) < 2:
         os.abort()
     return np.full(spec.shape, 7, spec.dtype)
