@@ -31,7 +31,7 @@ NAME = "lung_pet_ct_dx"
 STREAMS = ("ct", "fused", "both")
 # Order of the class indices; large cell comes last so that leaving it out moves no other class.
 LETTERS = ("A", "B", "G", "E")
-_UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 _PATIENT = re.compile(r"(?:Lung_Dx-)?([A-Za-z]\d{3,5})")
 
 
@@ -156,7 +156,7 @@ def _read_one(
 
 
 def _patient(path: str, patient_id: str) -> str:
-    """Return the patient as the annotation folders name it (`A0001`), empty if it cannot be told."""
+    """Return the patient as the annotation folders name it (`A0001`), empty if unknown."""
     for text in (patient_id, *reversed(path.split("/")[:-1])):
         hit = _PATIENT.fullmatch(text.strip())
         if hit:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from medray.dicom.voi import window
+from medray.preprocess.intensity import percentile_window
 from medray.volume import Image2D
 
-_LOW_PERCENT, _HIGH_PERCENT = 0.5, 99.5
 # Luma of ITU-R BT.601, as grey conversions of image files use it.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -32,7 +32,7 @@ def as_shown(image: Image2D) -> np.ndarray:
         return _windowed(image, values)
     if image.array.dtype == np.uint8 or image.meta.get("bits_stored") == 8:
         return np.clip(values / np.float32(255), 0, 1)
-    return percentile_window(values, values)
+    return percentile_stretch(values, values)
 
 
 def sigmoid_applied(image: Image2D) -> np.ndarray:
@@ -47,17 +47,10 @@ def sigmoid_applied(image: Image2D) -> np.ndarray:
     return values
 
 
-def percentile_window(values: np.ndarray, sample: np.ndarray) -> np.ndarray:
+def percentile_stretch(values: np.ndarray, sample: np.ndarray) -> np.ndarray:
     """Map values to [0, 1] between the percentiles 0.5 and 99.5 of a sample of them."""
-    low, high = (float(v) for v in np.percentile(sample, (_LOW_PERCENT, _HIGH_PERCENT)))
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
+    low, high = percentile_window(sample)
     return stretch(values, low=low, high=high)
-
-
-def min_max(values: np.ndarray) -> np.ndarray:
-    """Map values to [0, 1] between their smallest and largest; a constant becomes 0."""
-    return stretch(values, low=float(values.min()), high=float(values.max()))
 
 
 def stretch(values: np.ndarray, *, low: float, high: float) -> np.ndarray:
@@ -65,12 +58,13 @@ def stretch(values: np.ndarray, *, low: float, high: float) -> np.ndarray:
     if high <= low:
         return np.zeros(values.shape, dtype=np.float32)
     shown = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return np.clip(shown, 0, 1)
+    return np.asarray(np.clip(shown, 0, 1))
 
 
 def quantise(shown: np.ndarray, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """Turn [0, 1] into the whole range of uint8 or uint16."""
-    return np.rint(np.clip(shown, 0, 1) * np.float32(np.iinfo(dtype).max)).astype(dtype)
+    steps = np.rint(np.clip(shown, 0, 1) * np.float32(np.iinfo(dtype).max))
+    return np.asarray(steps, dtype=dtype)
 
 
 def _has_window(image: Image2D) -> bool:

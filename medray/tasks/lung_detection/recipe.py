@@ -21,13 +21,15 @@ from typing import Literal
 
 import numpy as np
 
+from medray.boxes import place_boxes
 from medray.datasets import datalist, lung_pet_ct_dx, yolo_folder
 from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
-from medray.preprocess.display import min_max, quantise, stretch
-from medray.preprocess.letterbox import draw_in_frame, letterbox_frame
+from medray.preprocess.display import quantise, stretch
+from medray.preprocess.intensity import minmax
+from medray.preprocess.planar import letterbox
 from medray.recipe import Prepared, Recipe
 from medray.tasks.lung_detection.phantom import baseline, write_phantom
 from medray.volume import Image2D
@@ -125,13 +127,16 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
     image = sample.image
     if not isinstance(image, Image2D):
         raise DataError("wrong_modality", "the task takes single slices")
-    frame = letterbox_frame(image.array.shape, (hp.size, hp.size))
     values, fill = _values(image, hp)
-    drawn = draw_in_frame(values, frame, fill=fill)
+    drawn, placement = letterbox(values, (hp.size, hp.size), fill=fill)
     kind: type[np.integer] = np.int16 if _keeps_hu(image, hp) else np.uint8
-    arrays = {"image": np.rint(drawn).astype(kind)}
+    planes = drawn[None] if drawn.ndim == 2 else np.moveaxis(drawn, -1, 0)
+    arrays = {"image": np.ascontiguousarray(np.rint(planes).astype(kind))}
     if sample.boxes_xyxy_px is not None:
-        arrays["boxes"] = frame.boxes(sample.boxes_xyxy_px)
+        boxes = place_boxes(
+            sample.boxes_xyxy_px, scale_yx=placement.scale_yx, offset_yx_px=placement.offset_yx_px
+        )
+        arrays["boxes"] = boxes.astype(np.float32)
         labels = (
             sample.box_labels if sample.box_labels is not None else np.zeros(len(arrays["boxes"]))
         )
@@ -139,10 +144,13 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
     spacing = image.spacing_yx_mm or ()
     return Prepared(
         arrays=arrays,
-        spacing_mm=tuple(mm / scale for mm, scale in zip(spacing, frame.scale_yx, strict=False)),
+        spacing_mm=tuple(
+            mm / scale for mm, scale in zip(spacing, placement.scale_yx, strict=False)
+        ),
         meta={
             **plain_meta(sample.meta),
-            **frame.as_meta(),
+            "scale_yx": list(placement.scale_yx),
+            "offset_yx_px": list(placement.offset_yx_px),
             "original_shape": list(image.array.shape[:2]),
         },
     )
@@ -160,7 +168,7 @@ def _values(image: Image2D, hp: Hparams) -> tuple[np.ndarray, float]:
     """Return the pixels in the range they are stored in, and what is put around them."""
     array = image.array
     if hp.compat == "original":
-        shown = quantise(min_max(array), np.uint8)
+        shown = quantise(minmax(array), np.uint8)
         return _three(shown), _GREY_OF_FRAMES
     if _keeps_hu(image, hp):
         return np.clip(array, _AIR_HU, _MAX_HU), _AIR_HU
