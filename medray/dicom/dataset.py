@@ -22,6 +22,8 @@ _PREAMBLE_BYTES = 132
 _MAGIC = b"DICM"
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 _META_PROBE_BYTES = 4096
+# Private information may make group 0002 long, but not this long.
+_MAX_META_BYTES = 1 << 20
 # A header that inflates to more than this is a bomb: real ones stay below one MiB.
 MAX_INFLATED_HEADER_BYTES = 64 << 20
 _PIXEL_TAGS = frozenset(Tag(t) for t in (0x7FE00008, 0x7FE00009, 0x7FE00010))
@@ -65,7 +67,7 @@ def open_dataset(
         raise DataError("not_dicom", "the file has no DICM mark and no DICOM elements")
     stream.seek(0)
     try:
-        if _DEFLATED in head:
+        if is_deflated(stream):
             return _open_deflated(stream, stop_before_pixels, tags, max_inflated_bytes)
         seen = _PixelStop(stop_before_pixels)
         dataset = pydicom.filereader.read_partial(
@@ -83,6 +85,21 @@ def open_dataset(
         raise DataError("unreadable", f"parsing failed with {type(error).__name__}") from None
     _require_content(dataset)
     return dataset, seen.met
+
+
+def is_deflated(stream: BinaryIO) -> bool:
+    """Tell whether group 0002 may name the deflated syntax; pydicom would inflate without a bound.
+
+    Raises:
+        DataError: `too_large` if the group is longer than any real one.
+    """
+    head = stream.read(_META_PROBE_BYTES)
+    if len(head) == _META_PROBE_BYTES and _end_of_meta(head)[0] + 12 > len(head):
+        head += stream.read(_MAX_META_BYTES)
+        if len(head) > _MAX_META_BYTES and _end_of_meta(head)[0] > _MAX_META_BYTES:
+            raise DataError("too_large", "the file meta information is too long")
+    stream.seek(0)
+    return _DEFLATED in head
 
 
 class _PixelStop:
@@ -152,7 +169,7 @@ def _end_of_meta(raw: bytes) -> tuple[int, str]:
     """Return where group 0002 ends and the transfer syntax in it (always explicit VR LE)."""
     offset = _PREAMBLE_BYTES if has_dicom_mark(raw) else 0
     syntax = ""
-    while offset + 8 <= len(raw):
+    while offset + 12 <= len(raw):
         group, element = struct.unpack_from("<HH", raw, offset)
         if group != 2:
             break

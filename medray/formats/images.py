@@ -64,7 +64,7 @@ def read_image(
 
 
 def write_png(array: UInt[np.ndarray, "height width *channels"]) -> bytes:
-    """Return an array as PNG: (height, width) of uint8 or uint16, or (height, width, 3) of uint8."""
+    """Return an array as PNG: grey uint8 or uint16, or (height, width, 3) uint8."""
     from PIL import Image
 
     grey = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)

@@ -1,10 +1,11 @@
 """What a file may unpack to, decided from its declared size before anything is inflated."""
 
 import math
-import zlib
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
+from isal import isal_zlib
 
 from medray.errors import DataError
 
@@ -23,6 +24,8 @@ _MAX_PLACE_MM = 1e5
 _MIN_DETERMINANT = 0.1
 _MAX_SIDE = 1 << 20
 _PIECE = 1 << 20
+# Its stubs give an instance for the class.
+_INFLATE_ERRORS = cast("type[Exception]", isal_zlib.error)
 _TRAILING_SLACK = 1 << 16
 
 
@@ -68,10 +71,10 @@ def inflate(data: bytes, *, num_bytes: int, wbits: int, exact: bool) -> bytearra
     out, rest = bytearray(), memoryview(data)
     limit = num_bytes + (_TRAILING_SLACK if exact else 0)
     while rest and len(out) < limit:
-        stream = zlib.decompressobj(wbits)
+        stream = isal_zlib.decompressobj(wbits)
         try:
             rest = _inflate_member(stream, rest, out, limit)
-        except zlib.error as error:
+        except _INFLATE_ERRORS as error:
             raise DataError("unreadable", "the compressed data are damaged") from error
         if len(out) < num_bytes and not stream.eof:
             raise DataError("truncated", "the compressed data end before they are complete")
@@ -87,7 +90,7 @@ def inflate(data: bytes, *, num_bytes: int, wbits: int, exact: bool) -> bytearra
 
 
 def _inflate_member(
-    stream: "zlib._Decompress", rest: memoryview, out: bytearray, limit: int
+    stream: "isal_zlib.Decompress", rest: memoryview, out: bytearray, limit: int
 ) -> memoryview:
     """Unpack one stream in pieces until it ends or the limit is reached; return what follows it."""
     pending: bytes | memoryview = rest[:_PIECE]
@@ -168,8 +171,8 @@ def dtype_from(
 
 def unpacked_head(data: bytes, num_bytes: int) -> bytes:
     """Return up to `num_bytes` of what gzip data begin with; fewer where they end early."""
-    stream = zlib.decompressobj(31)
+    stream = isal_zlib.decompressobj(31)
     try:
         return stream.decompress(data[: 4 * num_bytes + 1024], num_bytes)
-    except zlib.error as error:
+    except _INFLATE_ERRORS as error:
         raise DataError("unreadable", "the compressed data are damaged") from error

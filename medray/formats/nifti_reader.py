@@ -6,6 +6,7 @@ qform (as in nibabel); a file with neither has no proven place.
 
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from medray.formats.limits import (
     inflate,
     unpacked_head,
 )
-from medray.formats.nifti import DTYPE_CODES, lps_affine
+from medray.formats.nifti_header import DTYPE_CODES, lps_affine
 from medray.volume import Volume
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -52,7 +53,7 @@ class NiftiHeader:
     """The fields that medray uses, in the file's own terms (i, j, k; RAS)."""
 
     version: int
-    order: str
+    order: Literal["<", ">"]
     dim: tuple[int, ...]
     datatype: int
     pixdim: tuple[float, ...]
@@ -68,9 +69,7 @@ class NiftiHeader:
 
 def is_nifti(head: bytes) -> bool:
     """Tell whether unpacked bytes begin like a NIfTI header."""
-    if len(head) < 4:
-        return False
-    return any(struct.unpack(order + "i", head[:4])[0] in _HEADER_BYTES for order in "<>")
+    return len(head) >= 4 and _byte_order(head) is not None
 
 
 def read_nifti(data: bytes, *, max_bytes: int) -> Volume:
@@ -108,10 +107,12 @@ def parse_header(head: bytes) -> NiftiHeader:
     Raises:
         DataError: `truncated`, `unreadable` or `bad_tag_value`.
     """
-    sizes = {order: struct.unpack(order + "i", head[:4])[0] for order in "<>"}
-    order = next(order for order, size in sizes.items() if size in _HEADER_BYTES)
-    version = _HEADER_BYTES[sizes[order]]
-    if len(head) < sizes[order]:
+    order = _byte_order(head)
+    if order is None:
+        raise DataError("unreadable", "the bytes do not begin with a NIfTI header")
+    num_bytes = struct.unpack(order + "i", head[:4])[0]
+    version = _HEADER_BYTES[num_bytes]
+    if len(head) < num_bytes:
         raise DataError("truncated", "the header is incomplete")
     raw = {
         name: struct.unpack_from(order + form, head, offset)
@@ -123,7 +124,7 @@ def parse_header(head: bytes) -> NiftiHeader:
     if magic != _MAGICS[version]:
         raise DataError("unreadable", "the file has no NIfTI mark (Analyze has no orientation)")
     offset = raw["vox_offset"][0]
-    if not sizes[order] <= offset <= _MAX_OFFSET:
+    if not num_bytes <= offset <= _MAX_OFFSET:
         raise DataError("bad_tag_value", "the data offset is out of range")
     if raw["units"][0] & 7 not in _MM_PER_UNIT:
         raise DataError("bad_tag_value", "the unit of length is unknown")
@@ -142,6 +143,12 @@ def parse_header(head: bytes) -> NiftiHeader:
         quatern=raw["quatern"],
         srow=raw["srow"],
     )
+
+
+def _byte_order(head: bytes) -> Literal["<", ">"] | None:
+    if struct.unpack("<i", head[:4])[0] in _HEADER_BYTES:
+        return "<"
+    return ">" if struct.unpack(">i", head[:4])[0] in _HEADER_BYTES else None
 
 
 def nifti_affine(header: NiftiHeader) -> np.ndarray:

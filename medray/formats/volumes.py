@@ -14,7 +14,7 @@ _DETACHED_SUFFIXES = frozenset({".hdr", ".img", ".mhd", ".nhdr"})
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-def read_volume(data: bytes, name: str, *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
+def read_volume(data: bytes, name: str = "", *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
     """Return the volume of a NIfTI (.nii, .nii.gz), NRRD or MHA file, its dtype kept.
 
     The format is told from the bytes. Sizes, spacing and the packing ratio are judged from the
