@@ -46,7 +46,11 @@ def test_paths_are_relative_to_their_root(uri, root, path):
 
 def test_names_and_suffixes():
     assert (stem_of("a/b.nii.gz"), suffix_of("a/B.NII.GZ")) == ("b", ".nii.gz")
-    assert (stem_of("a/1.2.3.xml"), stem_of("a/label"), suffix_of("label")) == ("1.2.3", "label", "")
+    assert (stem_of("a/1.2.3.xml"), stem_of("a/label"), suffix_of("label")) == (
+        "1.2.3",
+        "label",
+        "",
+    )
     assert folder_of("a/b/c") == "a/b"
     assert inside("a/b", "a")
     assert inside("a/b", "")
@@ -238,7 +242,11 @@ def yolo_tree(root, labels, *, yaml=YAML):
 def test_yolo_folder_in(tmp_path):
     tree = yolo_tree(
         tmp_path,
-        {"train/A0001_1": "0 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.2 0.2\n", "val/A0002_1": "", "test/A3": "\n"},
+        {
+            "train/A0001_1": "0 0.5 0.5 0.2 0.4\n0 0.1 0.1 0.2 0.2\n",
+            "val/A0002_1": "",
+            "test/A3": "\n",
+        },
     )
     assert yolo_folder.matches(tree)
     records, rejected, _ = parts(yolo_folder.records(tree, ("tumour",)))
@@ -246,7 +254,9 @@ def test_yolo_folder_in(tmp_path):
     found = {r.name: r for r in records}
     first = found["images/train/A0001_1.png"]
     assert (first.split, first.patient_id, first.strata) == ("train", "A0001", "boxes")
-    np.testing.assert_allclose(first.boxes_xyxy_px, [[0.4, 0.3, 0.6, 0.7], [0, 0, 0.2, 0.2]], atol=1e-12)
+    np.testing.assert_allclose(
+        first.boxes_xyxy_px, [[0.4, 0.3, 0.6, 0.7], [0, 0, 0.2, 0.2]], atol=1e-12
+    )
     assert first.meta["boxes_unit"] == "share"
     assert found["images/val/A0002_1.png"].boxes_xyxy_px == ()
     assert found["images/test/A3.png"].patient_id == "A3"
@@ -321,9 +331,13 @@ def test_yolo_folder_out_is_read_back(tmp_path):
 
 def test_coco_out():
     found = json.loads(coco_json([item("k2", "val"), item()], ("tumour",)))
-    assert [image["file_name"] for image in found["images"]] == ["images/train/k1.png", "images/val/k2.png"]
+    assert [image["file_name"] for image in found["images"]] == [
+        "images/train/k1.png",
+        "images/val/k2.png",
+    ]
     assert found["annotations"][1] == {
-        "id": 2, "image_id": 2, "category_id": 1, "bbox": [20, 10, 40, 40], "area": 1600, "iscrowd": 0,
+        "id": 2, "image_id": 2, "category_id": 1, "bbox": [20, 10, 40, 40], "area": 1600,
+        "iscrowd": 0,
     }  # fmt: skip
     assert found["categories"] == [{"id": 1, "name": "tumour"}]
 

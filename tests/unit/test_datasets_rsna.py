@@ -1,3 +1,5 @@
+from zlib import crc32
+
 import pytest
 
 from medray.datasets import rsna_breast, rsna_pneumonia
@@ -13,7 +15,7 @@ def images(root, names, *, folder="stage_2_train_images", verdicts=None, patient
         fake_series(
             root,
             folder,
-            series_uid=f"1.2.3.{patient}{n}.{abs(hash(folder)) % 999}",
+            series_uid=f"1.2.3.{patient}{n}.{crc32(folder.encode())}",
             patient_id=patient or name,
             kind="image",
             modality="MG",
@@ -118,7 +120,14 @@ def test_breast_one_record_per_image(tmp_path):
         ("10", 1, "cancer1_site2"),
         ("11", 0, "cancer0_site1"),
     ]
-    meta = {"laterality": "L", "view": "CC", "site_id": "2", "machine_id": "49", "age": 61.0, "implant": "0"}
+    meta = {
+        "laterality": "L",
+        "view": "CC",
+        "site_id": "2",
+        "machine_id": "49",
+        "age": 61.0,
+        "implant": "0",
+    }
     assert dict(records[0].meta) == meta
     assert "biopsy" not in records[1].meta
 
@@ -142,7 +151,8 @@ def test_breast_each_fault_has_its_reason(tmp_path):
     records, rejected, skipped = parts(rsna_breast.records(fake_tree(tmp_path, series)))
     assert [r.patient_id for r in records] == ["10"]
     assert reasons(rejected) == sorted(
-        ["annotation_invalid"] * 6 + ["no_label", "label_unknown", "annotation_unmatched", "no_label"]
+        ["annotation_invalid"] * 6
+        + ["no_label", "label_unknown", "annotation_unmatched", "no_label"]
     )
     assert reasons(skipped) == ["no_label"]
 

@@ -7,12 +7,15 @@ from medray.datasets.record import Sample
 from medray.volume import Image2D, Volume
 
 CLASSES = GateRules(num_classes=2)
+THREE = GateRules(num_classes=3)
+LESIONS = GateRules(lesion_in_each=True)
 BOXES = GateRules(lesion_in_each=True, lesion_boxes=True)
 
 
 def row(n, **facts):
     return {
-        "key": f"k{n}", "patient_id": f"patient-{n}", "split": "train", "label": n % 2, "num_boxes": 1,
+        "key": f"k{n}", "patient_id": f"patient-{n}", "split": "train", "label": n % 2,
+        "num_boxes": 1,
         "max_box_share": 0.1, "num_mask_voxels": -1, "value_min": 0.0, "value_max": 1.0,
         "pixel_sha256": f"h{n}", **facts,
     }  # fmt: skip
@@ -30,17 +33,47 @@ def test_good_examples_pass(rules):
 @pytest.mark.parametrize(
     ("examples", "rules", "reason", "sentence"),
     [
-        (rows(label=1), CLASSES, "labels_constant", "all 40 examples have label 1: k0, k1, k10, k11, k12 and 35 more"),
-        ([*rows(), row(50, split="val", label=1)], CLASSES, "class_missing", "split val has no example of class 0; it has k50"),
-        (rows(), GateRules(num_classes=3), "class_missing", "split train has no example of class 2"),
-        ([*rows(), row(50, split="none", patient_id="patient-3")], BOXES, "split_leak", "1 patients are in two splits: k3, k50"),
-        ([*rows(), row(50, split="test", pixel_sha256="h4")], BOXES, "duplicate_image", "1 images with equal pixels are in two splits: k4, k50"),
-        ([*rows(17), *(row(n, num_boxes=0) for n in (17, 18, 19))], BOXES, "mask_empty", "3 of 20 cases have no lesion: k17, k18, k19"),
-        (rows(num_boxes=0, num_mask_voxels=0), GateRules(lesion_in_each=True), "mask_empty", "40 of 40 cases"),
-        ([*rows(18), *(row(n, max_box_share=0.99) for n in (18, 19))], BOXES, "box_whole_image", "2 of 20 images have a box over all of it: k18, k19"),
-        ([*rows(), row(50, value_min=3.0, value_max=3.0)], GateRules(), "image_constant", "1 images have one value only: k50"),
+        (rows(label=1), CLASSES, "labels_constant", "all 40 examples have label 1: k0, k1, k10"),
+        (
+            [*rows(), row(50, split="val", label=1)],
+            CLASSES,
+            "class_missing",
+            "split val has no example of class 0; it has k50",
+        ),
+        (rows(), THREE, "class_missing", "split train has no example of class 2; it has k0, k1"),
+        (
+            [*rows(), row(50, split="none", patient_id="patient-3")],
+            BOXES,
+            "split_leak",
+            "1 patients are in two splits: k3, k50",
+        ),
+        (
+            [*rows(), row(50, split="test", pixel_sha256="h4")],
+            BOXES,
+            "duplicate_image",
+            "1 images with equal pixels are in two splits: k4, k50",
+        ),
+        (
+            [*rows(17), *(row(n, num_boxes=0) for n in (17, 18, 19))],
+            BOXES,
+            "mask_empty",
+            "3 of 20 cases have no lesion: k17, k18, k19",
+        ),
+        (rows(num_boxes=0, num_mask_voxels=0), LESIONS, "mask_empty", "40 of 40 cases"),
+        (
+            [*rows(18), *(row(n, max_box_share=0.99) for n in (18, 19))],
+            BOXES,
+            "box_whole_image",
+            "2 of 20 images have a box over all of it: k18, k19",
+        ),
+        (
+            [*rows(), row(50, value_min=3.0, value_max=3.0)],
+            GateRules(),
+            "image_constant",
+            "1 images have one value only: k50",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_gate_stops_and_names_the_offenders(examples, rules, reason, sentence):
     ((found, text),) = find_failures(examples, rules)
     assert found == reason
@@ -75,7 +108,12 @@ def volume(value, modality="CT", *, dtype=np.int16, shape=(4, 5, 6)):
 
 
 def test_fingerprints_merge_in_any_order():
-    samples = [volume(40), volume(41.5, dtype=np.float32), volume(5000), volume(7, "PT", shape=(2, 5, 6))]
+    samples = [
+        volume(40),
+        volume(41.5, dtype=np.float32),
+        volume(5000),
+        volume(7, "PT", shape=(2, 5, 6)),
+    ]
     image = Image2D(array=np.zeros((3, 4), np.uint8))
     parts = [partial_fingerprint(s) for s in [*samples, Sample(image=image)]]
     merged = merge_fingerprints(parts)

