@@ -8,6 +8,7 @@ order, a wanted sequence of undefined length, a cut file) is left to pydicom, wh
 import struct
 from functools import lru_cache
 
+from pydicom import config as pydicom_config
 from pydicom.charset import convert_encodings
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -57,6 +58,7 @@ def scan_header(data: bytes) -> tuple[Dataset, int] | None:
     Args:
         data: the head of a file, at least up to its pixel element.
     """
+    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     if not has_dicom_mark(data):
         return None
     try:
@@ -163,10 +165,17 @@ def _as_dataset(
     charset = found.get(BaseTag(_CHARSET))
     encoding = None
     if isinstance(charset, RawDataElement):
-        encoding = convert_encodings(convert_raw_data_element(charset).value)
+        encoding = _encoding(charset.VR, charset.value or b"")
     dataset.set_original_encoding(implicit, True, encoding)
     dataset.file_meta = _file_meta(syntax)
     return dataset
+
+
+@lru_cache(maxsize=64)
+def _encoding(vr: str | None, raw: bytes) -> list[str]:
+    """Return Python's names of a SpecificCharacterSet."""
+    element = RawDataElement(BaseTag(_CHARSET), vr, len(raw), raw or None, 0, vr is None, True)
+    return convert_encodings(convert_raw_data_element(element).value)
 
 
 @lru_cache(maxsize=32)
