@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 import medray
 from medray.errors import ConfigError, DataError, GateError
@@ -27,7 +27,6 @@ app = typer.Typer(
     name="medray",
     help="Piles of DICOM to trained, tuned, evaluated and served models, on Ray.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -323,12 +322,10 @@ def run(arguments: Sequence[str]) -> int:
     _keep_values_out_of_warnings(debug=debug)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = app(args=list(arguments), prog_name="medray", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        return _fail(EXIT_USAGE, error.format_message(), debug=False)
-    except (KeyboardInterrupt, click.Abort):
+        result = app(args=list(arguments) or ["--help"], prog_name="medray", standalone_mode=False)
+    except TyperException as error:
+        return _fail(EXIT_USAGE, f"{error.format_message()} (see medray --help)", debug=False)
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted; finished work is kept, run the same command to go on")
         return EXIT_INTERRUPTED
     except ConfigError as error:

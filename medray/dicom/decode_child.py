@@ -75,6 +75,7 @@ def _watch(worker: int, lifeline: int, epoch: int, parent: int) -> int:
 
 def supervise(setup: ChildSetup) -> None:
     """Keep a worker alive until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     gc.disable()  # a third of the start; the freeze below keeps forks from copying
     block_imports()
     from medray.dicom.decode_worker import Worker

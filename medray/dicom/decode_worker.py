@@ -15,6 +15,7 @@ from medray.dicom.dataset import is_deflated, open_dataset
 from medray.dicom.decode_wire import ChildSetup, grow_memory_file, send_line
 from medray.dicom.header import InstanceHeader, parse_header
 from medray.dicom.pixels import PixelElement, PixelLimits, decode_pixels, find_pixel_element
+from medray.dicom.scan import scan_header
 from medray.dicom.tables import LutTables, read_tables, tables_to_json
 from medray.errors import DataError
 
@@ -57,7 +58,11 @@ def decode_file(data: memoryview, limits: PixelLimits, **options: Any) -> Decode
 
 def _parse(data: memoryview, limits: PixelLimits) -> tuple[Dataset, PixelElement | None]:
     """Parse up to the pixel element; the parser gets the file's head before all of it."""
-    if is_deflated(io.BytesIO(data[:_HEAD_BYTES])):
+    head = bytes(data[:_HEAD_BYTES])
+    quick = scan_header(head)
+    if quick is not None:
+        return quick[0], find_pixel_element(data, quick[1], quick[0])
+    if is_deflated(io.BytesIO(head)):
         return _parse_deflated(data, limits)
     if len(data) > _HEAD_BYTES:
         try:

@@ -61,23 +61,29 @@ def _convert(payload: dict[str, Any], out: str, options: dict[str, Any]) -> dict
     name = payload["series_key"] + options["suffix"]
     where = storage.join(out, name)
     gz = options["suffix"].endswith(".gz")
-    receipt = storage.write_atomic(where, lambda file: write_nifti(file, volume, gz=gz))
-    if options["proof"]:
-        _prove(where, volume)
+    sha256 = write_volume(where, volume, gz=gz, proof=options["proof"])
     return {
         "outputs": [name],
-        "sha256": receipt.sha256,
+        "sha256": sha256,
         "source_sha256": source_sha256,
         "flags": sorted({*payload["flags"], *volume.flags}),
     }
 
 
-def _prove(where: str, volume: Volume) -> None:
-    try:
-        verify_nifti(where, volume)
-    except DataError:
-        storage.remove(where)
-        raise
+def write_volume(where: str, volume: Volume, *, gz: bool, proof: bool) -> str:
+    """Write a NIfTI atomically, read it back with another reader, and return its sha256.
+
+    Raises:
+        DataError: `output_mismatch` (the file is removed), `sink_full`, `sink_denied`.
+    """
+    receipt = storage.write_atomic(where, lambda file: write_nifti(file, volume, gz=gz))
+    if proof:
+        try:
+            verify_nifti(where, volume)
+        except DataError:
+            storage.remove(where)
+            raise
+    return receipt.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,16 @@ class Grid:
 
     spacing_zyx_mm: tuple[float, ...] = ()
     size_zyx: tuple[int, ...] = ()
+    antialias: bool = True
 
     def plan(self, shape_zyx: Sequence[int], affine_lps: np.ndarray) -> GridPlan | None:
         """Return how a volume is sampled on this grid, None for the native one."""
         if self.size_zyx:
-            return resize_plan(shape_zyx, affine_lps, self.size_zyx)
+            return resize_plan(shape_zyx, affine_lps, self.size_zyx, antialias=self.antialias)
         if not self.spacing_zyx_mm:
             return None
         affine, shape = spacing_grid(shape_zyx, affine_lps, self.spacing_zyx_mm)
-        return grid_plan((shape_zyx, affine_lps), (shape, affine))
+        return grid_plan((shape_zyx, affine_lps), (shape, affine), antialias=self.antialias)
 
 
 def load_on_grid(instances: Sequence[Instance], grid: Grid) -> tuple[Volume, str]:

@@ -44,7 +44,12 @@ Process = Callable[..., dict[str, Any]]
 
 
 def map_items(
-    items: Sequence[Item], process: Process, *, name: str, settings: dict[str, Any]
+    items: Sequence[Item],
+    process: Process,
+    *,
+    name: str,
+    settings: dict[str, Any],
+    num_cpus: float = 1,
 ) -> Iterator[dict[str, Any]]:
     """Run `process(payload, **settings)` for every item on the cluster; yield its results.
 
@@ -52,7 +57,8 @@ def map_items(
     `{"key", "reason", "detail"}`; order is that of completion.
     """
     run = _named(process, settings, name)
-    yield from _execute([(memory, _put(group)) for memory, group in _by_memory(items).items()], run)
+    classes = [(memory, _put(group)) for memory, group in _by_memory(items).items()]
+    yield from _execute(classes, run, num_cpus=num_cpus)
 
 
 def stream_items(
@@ -75,6 +81,8 @@ def _put(items: Iterable[Item]) -> list[ray.ObjectRef[pa.Table]]:
 def _execute(
     classes: Sequence[tuple[int, list[ray.ObjectRef[pa.Table]]]],
     run: Callable[[pa.Table], pa.Table],
+    *,
+    num_cpus: float = 1,
 ) -> Iterator[dict[str, Any]]:
     """Run blocks of several memory classes as one streaming execution."""
     context = ray.data.DataContext.get_current().copy()
@@ -82,7 +90,7 @@ def _execute(
     with ray.data.DataContext.current(context):
         parts = [
             ray.data.from_arrow_refs(blocks).map_batches(
-                run, batch_size=None, batch_format="pyarrow", num_cpus=1, memory=memory
+                run, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, memory=memory
             )
             for memory, blocks in classes
             if blocks
