@@ -2,11 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.fake_trees import fake_series, fake_tree, parts, reasons, write
-from tests.unit.source_trees import tree_of
 
 from medray.datasets.lung_pet_ct_dx import matches, series_records, slice_records
 from medray.datasets.lung_series import letter_of
+from tests.unit.fake_trees import fake_series, fake_tree, parts, reasons, write
+from tests.unit.source_trees import tree_of
 
 STUDY = "manifest/Lung-PET-CT-Dx/Lung_Dx-A0001/04-04-2007-NA-Chest-07990"
 
@@ -77,10 +77,16 @@ def test_each_fault_costs_its_own_file_alone(tmp_path):
 
 def test_streams_are_told_by_pixels(tmp_path):
     grey = fake_series(tmp_path, f"{STUDY}/2", series_uid="1.2.3.1")
-    fused = fake_series(tmp_path, f"{STUDY}/3", series_uid="1.2.3.2", pixel_layout="rgb", modality="CT")
+    fused = fake_series(
+        tmp_path, f"{STUDY}/3", series_uid="1.2.3.2", pixel_layout="rgb", modality="CT"
+    )
     pet = fake_series(tmp_path, f"{STUDY}/4", series_uid="1.2.3.3", modality="PT")
-    bad = fake_series(tmp_path, f"{STUDY}/5", series_uid="1.2.3.5", verdict="unsupported_transfer_syntax")
-    stacked = fake_series(tmp_path, f"{STUDY}/6", series_uid="1.2.3.6", verdict="duplicate_positions")
+    bad = fake_series(
+        tmp_path, f"{STUDY}/5", series_uid="1.2.3.5", verdict="unsupported_transfer_syntax"
+    )
+    stacked = fake_series(
+        tmp_path, f"{STUDY}/6", series_uid="1.2.3.6", verdict="duplicate_positions"
+    )
     everything = [grey, fused, pet, bad, stacked]
     for series in everything:
         annotate(tmp_path, f"{series.series_uid}.0", voc([BOX]))
@@ -143,7 +149,13 @@ def test_class_is_the_letter_of_the_patient(tmp_path, patient, name, label):
 
 
 def test_what_is_left_out_of_classification_is_counted(tmp_path):
-    patient = {"large": "E0001", "unknown": "X0001", "bad": "A0002", "fused": "A0003", "plain": "A0004"}
+    patient = {
+        "large": "E0001",
+        "unknown": "X0001",
+        "bad": "A0002",
+        "fused": "A0003",
+        "plain": "A0004",
+    }
     series = [
         fake_series(
             tmp_path,
@@ -174,7 +186,9 @@ def test_pet_of_the_same_study_is_a_channel(tmp_path):
     whole = fake_series(tmp_path, f"{STUDY}/4", series_uid="1.2.3.3", modality="PT", num=9)
     other = fake_series(tmp_path, "x", series_uid="1.2.3.4", modality="PT", study_uid="1.9", num=12)
     annotate(tmp_path, "1.2.3.1.0", voc([BOX]))
-    records, _, _ = parts(series_records(fake_tree(tmp_path, [ct, short, whole, other]), pet_channel=True))
+    records, _, _ = parts(
+        series_records(fake_tree(tmp_path, [ct, short, whole, other]), pet_channel=True)
+    )
     assert records[0].extra_images["pet"].series_uid == "1.2.3.3"
     _, rejected, _ = parts(series_records(fake_tree(tmp_path, [ct, other]), pet_channel=True))
     assert reasons(rejected) == ["wrong_modality"]
@@ -192,7 +206,9 @@ def test_the_real_boxes_lie_on_real_slices(real_data):
     records, rejected, _ = parts(slice_records(tree))
     assert not rejected
     assert len(records) == 20
-    assert sorted(sum(r.image.series_uid == s.series_uid for r in records) for s in tree.series) == [9, 11]
+    assert sorted(
+        sum(r.image.series_uid == s.series_uid for r in records) for s in tree.series
+    ) == [9, 11]
     assert all(len(r.boxes_xyxy_px) == 1 for r in records)
     classes, rejected, _ = parts(series_records(tree))
     assert [r.label for r in classes] == [0] * len(classes)

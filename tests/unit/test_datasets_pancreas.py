@@ -39,7 +39,10 @@ def test_labels_are_matched_by_case_number(tmp_path):
     assert not rejected
     assert not skipped
     assert [r.meta["case"] for r in records] == [1, 2]
-    assert [r.mask.files[0].uri.rpartition("/")[2] for r in records] == ["label0001.nii.gz", "label0002.nii"]
+    assert [r.mask.files[0].uri.rpartition("/")[2] for r in records] == [
+        "label0001.nii.gz",
+        "label0002.nii",
+    ]
     assert {r.mask.align for r in records} == {"pancreas_ct"}
 
 
@@ -61,7 +64,9 @@ def test_pancreas_what_is_left_out_has_a_reason(tmp_path):
     assert reasons(rejected) == sorted(
         ["annotation_invalid", "no_label", "annotation_unmatched", "missing_slices", "no_label"]
     )
-    assert reasons(skipped) == sorted(["no_label", *["duplicate_conflict", "annotation_unmatched"] * 2])
+    assert reasons(skipped) == sorted(
+        ["no_label", *["duplicate_conflict", "annotation_unmatched"] * 2]
+    )
 
 
 def test_several_series_are_told_apart_by_the_number_of_slices(tmp_path):
@@ -115,7 +120,9 @@ def test_labels_that_fit_nowhere_are_refused():
     truth, hu = organ_and_ct()
     with pytest.raises(DataError, match="label_geometry_mismatch: label and image differ"):
         align_label(truth[:-1], hu)
-    with pytest.raises(DataError, match="label_geometry_mismatch: the label does not lie on soft tissue"):
+    with pytest.raises(
+        DataError, match="label_geometry_mismatch: the label does not lie on soft tissue"
+    ):
         align_label(np.roll(truth, (4, 9, -14), axis=(0, 1, 2)), hu)
     with pytest.raises(DataError, match="label_geometry_mismatch: label and image differ"):
         align_label(np.zeros((3, 3, 3)), hu)
@@ -165,7 +172,9 @@ def test_masks_off_their_image_are_refused():
     with pytest.raises(DataError, match="label_geometry_mismatch: a part of the mask lies outside"):
         mask_on_image(volume(truth, origin=(12.0, 0.0, 0.0)), image)
     lost = Volume(array=truth, affine_lps=image.affine_lps, geometry="unverified")
-    with pytest.raises(DataError, match="label_geometry_mismatch: image or mask has no proven place"):
+    with pytest.raises(
+        DataError, match="label_geometry_mismatch: image or mask has no proven place"
+    ):
         mask_on_image(lost, image)
     assert not mask_on_image(volume(np.zeros_like(truth)), image).array.any()
 

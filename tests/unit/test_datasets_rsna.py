@@ -118,7 +118,14 @@ def test_breast_one_record_per_image(tmp_path):
         ("10", 1, "cancer1_site2"),
         ("11", 0, "cancer0_site1"),
     ]
-    meta = {"laterality": "L", "view": "CC", "site_id": "2", "machine_id": "49", "age": 61.0, "implant": "0"}
+    meta = {
+        "laterality": "L",
+        "view": "CC",
+        "site_id": "2",
+        "machine_id": "49",
+        "age": 61.0,
+        "implant": "0",
+    }
     assert dict(records[0].meta) == meta
     assert "biopsy" not in records[1].meta
 
@@ -142,7 +149,8 @@ def test_breast_each_fault_has_its_reason(tmp_path):
     records, rejected, skipped = parts(rsna_breast.records(fake_tree(tmp_path, series)))
     assert [r.patient_id for r in records] == ["10"]
     assert reasons(rejected) == sorted(
-        ["annotation_invalid"] * 6 + ["no_label", "label_unknown", "annotation_unmatched", "no_label"]
+        ["annotation_invalid"] * 6
+        + ["no_label", "label_unknown", "annotation_unmatched", "no_label"]
     )
     assert reasons(skipped) == ["no_label"]
 

@@ -33,7 +33,11 @@ LAUGHS = (
 BOX = b"<annotation><object><bndbox><xmin>%s</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
 HOSTILE = {
     "billion laughs": LAUGHS,
-    "quadratic blow-up": b'<!DOCTYPE q [<!ENTITY a "' + b"a" * 60_000 + b'">]><annotation>' + b"&a;" * 200 + b"</annotation>",
+    "quadratic blow-up": b'<!DOCTYPE q [<!ENTITY a "'
+    + b"a" * 60_000
+    + b'">]><annotation>'
+    + b"&a;" * 200
+    + b"</annotation>",
     "external entity": b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>',
     "external dtd": b'<!DOCTYPE annotation SYSTEM "http://127.0.0.1/x.dtd"><annotation/>',
     "parameter entity": b'<!DOCTYPE x [<!ENTITY % p SYSTEM "file:///etc/hostname"> %p;]><annotation/>',
@@ -72,7 +76,9 @@ def test_hostile_xml_is_refused_fast(name):
     assert peak < 10 << 20
 
 
-@pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 1, 5, 9), (-1, 0, 5, 5), (0, 0, 11, 5), (0, 0, 5, 8)])
+@pytest.mark.parametrize(
+    "box", [(5, 5, 5, 9), (9, 1, 5, 9), (-1, 0, 5, 5), (0, 0, 11, 5), (0, 0, 5, 8)]
+)
 def test_boxes_outside_or_without_area(box):
     with pytest.raises(DataError, match="box_out_of_image"):
         check_boxes([box], width=10, height=7)
