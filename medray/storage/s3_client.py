@@ -267,6 +267,9 @@ def _sorted_error(error: Exception) -> Exception:
         return RefusedError("the object store does not take this bucket or key name")
     if isinstance(error, exceptions.FlexibleChecksumError):
         return TransientError("checksum_mismatch", "the bytes differ from the store's checksum")
+    if isinstance(error, ValueError | LookupError | ArithmeticError):
+        # A flipped byte of an answer's XML may leave a date or number that is none.
+        return TransientError("source_unavailable", "the store's answer cannot be parsed")
     transport = (exceptions.BotoCoreError, OSError, asyncio.TimeoutError, EOFError)
     if isinstance(error, transport) or type(error).__module__.startswith(("aiohttp", "fsspec")):
         return TransientError(
