@@ -98,12 +98,9 @@ def get(
 
     async def operation(client: Any) -> bytes:
         answer = await client.get_object(Bucket=bucket, Key=key)
-        try:
+        async with answer["Body"]:
             check_size(int(answer["ContentLength"]), max_bytes)
-        except DataError:
-            answer["Body"].close()
-            raise
-        body = bytes(await answer["Body"].read())
+            body = bytes(await answer["Body"].read())
         proven = _verify(body, answer, bucket)
         _check_length(body, expected_bytes, proven=proven)
         return body
@@ -119,7 +116,8 @@ def get_range(bucket: str, key: str, start: int, stop: int, etag: str | None = N
         span = f"bytes={start}-{stop - 1}"
         answer = await client.get_object(Bucket=bucket, Key=key, Range=span, **condition)
         total = str(answer.get("ContentRange", "")).rpartition("/")[2]
-        body = bytes(await answer["Body"].read())
+        async with answer["Body"]:
+            body = bytes(await answer["Body"].read())
         wanted = min(stop, int(total)) - start if total.isdigit() else int(answer["ContentLength"])
         if len(body) != wanted:
             raise TransientError("truncated", f"a range gave {len(body)} of {wanted} bytes")

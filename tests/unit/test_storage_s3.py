@@ -140,6 +140,10 @@ def test_no_credentials_is_said_at_once(s3_env):
         storage.read_bytes(uri("x"))
     with pytest.raises(DataError, match="sink_denied: there are no credentials"):
         storage.write_atomic(uri("x"), b"")
+    s3_env.setenv("AWS_PROFILE", "none-such")
+    for read in (storage.read_bytes, lambda where: storage.read_range(where, 0, 9)):
+        with pytest.raises(DataError, match="source_unavailable: there are no credentials"):
+            read(uri("x"))
     assert time.monotonic() - start < 10
 
 
@@ -218,7 +222,7 @@ def test_a_thousand_objects_through_broken_calls(proxied):
 
     Five attempts of which 24 in 100 fail (the slow ones end well) leave 8 objects in 10,000
     unread whatever the client does; refusals by 503 are waited for beneath and not counted, which
-    leaves 3 in 10,000. Two seeds in three have no such object; this is one of them.
+    leaves 3 in 10,000. Three seeds in four have no such object; this is one of them.
     """
     objects = {f"many/{n:04d}.dcm": content(n) for n in range(1000)}
     faults.fill_bucket(BUCKET, objects)
