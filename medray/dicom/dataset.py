@@ -4,10 +4,13 @@ import io
 import math
 import struct
 import zlib
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom import config as pydicom_config
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
@@ -19,6 +22,8 @@ _PREAMBLE_BYTES = 132
 _MAGIC = b"DICM"
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 _META_PROBE_BYTES = 4096
+# Private information may make group 0002 long, but not this long.
+_MAX_META_BYTES = 1 << 20
 # A header that inflates to more than this is a bomb: real ones stay below one MiB.
 MAX_INFLATED_HEADER_BYTES = 64 << 20
 _PIXEL_TAGS = frozenset(Tag(t) for t in (0x7FE00008, 0x7FE00009, 0x7FE00010))
@@ -62,7 +67,7 @@ def open_dataset(
         raise DataError("not_dicom", "the file has no DICM mark and no DICOM elements")
     stream.seek(0)
     try:
-        if _DEFLATED in head:
+        if is_deflated(stream):
             return _open_deflated(stream, stop_before_pixels, tags, max_inflated_bytes)
         seen = _PixelStop(stop_before_pixels)
         dataset = pydicom.filereader.read_partial(
@@ -82,6 +87,21 @@ def open_dataset(
     return dataset, seen.met
 
 
+def is_deflated(stream: BinaryIO) -> bool:
+    """Tell whether group 0002 may name the deflated syntax; pydicom would inflate without a bound.
+
+    Raises:
+        DataError: `too_large` if the group is longer than any real one.
+    """
+    head = stream.read(_META_PROBE_BYTES)
+    if len(head) == _META_PROBE_BYTES and _end_of_meta(head)[0] + 12 > len(head):
+        head += stream.read(_MAX_META_BYTES)
+        if len(head) > _MAX_META_BYTES and _end_of_meta(head)[0] > _MAX_META_BYTES:
+            raise DataError("too_large", "the file meta information is too long")
+    stream.seek(0)
+    return _DEFLATED in head
+
+
 class _PixelStop:
     """Stops the parser at the pixel data and remembers that it got there."""
 
@@ -96,6 +116,7 @@ class _PixelStop:
         return False
 
 
+@lru_cache(maxsize=8)
 def _tag_list(tags: tuple[str, ...] | None) -> list[BaseTag] | None:
     return None if tags is None else [Tag(tag) for tag in tags]
 
@@ -148,31 +169,65 @@ def _end_of_meta(raw: bytes) -> tuple[int, str]:
     """Return where group 0002 ends and the transfer syntax in it (always explicit VR LE)."""
     offset = _PREAMBLE_BYTES if has_dicom_mark(raw) else 0
     syntax = ""
-    while offset + 8 <= len(raw):
+    while offset + 12 <= len(raw):
         group, element = struct.unpack_from("<HH", raw, offset)
         if group != 2:
             break
         long_form = raw[offset + 4 : offset + 6] in _LONG_VRS
         start = offset + (12 if long_form else 8)
-        length = struct.unpack_from("<I" if long_form else "<H", raw, start - (4 if long_form else 2))[0]
+        length = struct.unpack_from(
+            "<I" if long_form else "<H", raw, start - (4 if long_form else 2)
+        )[0]
         if element == 0x0010:
             syntax = raw[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
         offset = start + length
     return offset, syntax
 
 
+# Converting a value through pydicom's element objects costs ten times its decoding; these VRs are
+# plain text or 16 bit numbers, so the bytes say all.
+_TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "SH", "TM", "UI"})
+_SHORT_VRS = {"US": "H", "SS": "h"}
+
+
+@lru_cache(maxsize=1024)
+def _tag_and_vr(keyword: str) -> tuple[BaseTag, str]:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return BaseTag(tag), dictionary_VR(tag)
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    """Return a value as text, numbers or whatever pydicom makes of it; None where absent."""
+    tag, vr = _tag_and_vr(keyword)
+    if tag not in dataset:
+        return None
+    element = dataset.get_item(tag)
+    if isinstance(element, RawDataElement):
+        raw, vr = element.value, element.VR or vr
+        if not raw:
+            return None
+        if vr in _TEXT_VRS and isinstance(raw, bytes) and raw.isascii():
+            return raw.decode("ascii").rstrip("\0 ")
+        if vr in _SHORT_VRS and isinstance(raw, bytes) and len(raw) % 2 == 0:
+            order = "<" if element.is_little_endian else ">"
+            return list(struct.unpack(f"{order}{len(raw) // 2}{_SHORT_VRS[vr]}", raw))
+    return dataset[tag].value
+
+
 def text(dataset: Dataset, keyword: str) -> str:
     """Return a value as text, several joined by a backslash, empty where absent."""
     try:
-        value = dataset.get(keyword)
+        value = _value(dataset, keyword)
     except Exception:  # noqa: BLE001 - a value that cannot be converted is no text
         return ""
     if value is None:
         return ""
-    if isinstance(value, str):
+    if isinstance(value, str) and "\\" not in value:
         return value.strip().strip("\0")
-    if isinstance(value, (list, pydicom.multival.MultiValue)):
-        return "\\".join(str(item).strip() for item in value)
+    many = value.split("\\") if isinstance(value, str) else value
+    if isinstance(many, (list, pydicom.multival.MultiValue)):
+        return "\\".join(str(item).strip() for item in many)
     return str(value).strip()
 
 
@@ -185,11 +240,13 @@ def numbers(
         DataError: `bad_tag_value` if one is not finite, beyond `limit`, or their count is wrong.
     """
     try:
-        value: Any = dataset.get(keyword)
-        if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
+        value: Any = _value(dataset, keyword)
+        if isinstance(value, str):
+            value = value.split("\\") if value.strip() else None
+        if value is None or (hasattr(value, "__len__") and len(value) == 0):
             return None
         many = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-        items = tuple(float(item) for item in (value if many else [value]))
+        items = tuple(_as_float(item) for item in (value if many else [value]))
     except Exception:  # noqa: BLE001 - pydicom converts lazily and raises many kinds
         raise DataError("bad_tag_value", f"{keyword} is not a number") from None
     if count is not None and len(items) != count:
@@ -197,6 +254,12 @@ def numbers(
     if not all(math.isfinite(item) and abs(item) <= limit for item in items):
         raise DataError("bad_tag_value", f"{keyword} is not finite or out of range")
     return items
+
+
+def _as_float(value: Any) -> float:
+    if isinstance(value, str) and "_" in value:
+        raise ValueError("Python's digit separator is no DICOM number")
+    return float(value)
 
 
 def number(dataset: Dataset, keyword: str, *, low: float, high: float) -> float | None:

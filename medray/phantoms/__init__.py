@@ -1,1 +1,4 @@
-"""Synthetic bodies and the public layouts they are written in."""
+"""Synthetic patients: asymmetric bodies with planted lesions, written as DICOM in public layouts.
+
+Everything is a function of a seed; two runs write the same bytes. No real patient is in it.
+"""

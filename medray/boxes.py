@@ -1,0 +1,133 @@
+"""Boxes as arrays: (n, 4) in pixels, edge coordinates, so that width = x2 - x1.
+
+A pixel (row r, column c) covers [c, c + 1] x [r, r + 1].
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64, Real
+
+Boxes = Float[np.ndarray, "num_boxes 4"]
+
+
+def xywh_to_xyxy(boxes_xywh: Real[np.ndarray, "num_boxes 4"]) -> Boxes:
+    """Return corners from the upper left corner and the size."""
+    boxes = _rows(boxes_xywh)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def xyxy_to_xywh(boxes_xyxy: Real[np.ndarray, "num_boxes 4"]) -> Boxes:
+    """Return the upper left corner and the size from corners."""
+    boxes = _rows(boxes_xyxy)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Real[np.ndarray, "num_boxes 4"]) -> Boxes:
+    """Return corners from centre and size."""
+    boxes = _rows(boxes_cxcywh)
+    half = boxes[:, 2:] / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Real[np.ndarray, "num_boxes 4"]) -> Boxes:
+    """Return centre and size from corners."""
+    boxes = _rows(boxes_xyxy)
+    return np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def box_area(boxes_xyxy: Real[np.ndarray, "num_boxes 4"]) -> Float[np.ndarray, "num_boxes"]:
+    """Return areas in square pixels; a box without extent has none."""
+    boxes = _rows(boxes_xyxy)
+    area: np.ndarray = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
+    return area
+
+
+def box_iou(
+    first_xyxy: Real[np.ndarray, "num_first 4"], second_xyxy: Real[np.ndarray, "num_second 4"]
+) -> Float[np.ndarray, "num_first num_second"]:
+    """Return intersection over union of every pair; 0 where both have no area."""
+    first, second = _rows(first_xyxy), _rows(second_xyxy)
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    overlap = np.maximum(high - low, 0).prod(axis=2)
+    union = box_area(first)[:, None] + box_area(second)[None] - overlap
+    iou: np.ndarray = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
+
+
+def clip_boxes(boxes_xyxy: Real[np.ndarray, "num_boxes 4"], shape_yx: tuple[int, int]) -> Boxes:
+    """Return the boxes cut off at the image's border."""
+    boxes = _rows(boxes_xyxy)
+    limit = np.array([shape_yx[1], shape_yx[0]] * 2, dtype=np.float64)
+    clipped: np.ndarray = np.clip(boxes, 0, limit)
+    return clipped
+
+
+def boxes_inside(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"], shape_yx: tuple[int, int]
+) -> Bool[np.ndarray, "num_boxes"]:
+    """Tell which boxes are finite, have an area and lie wholly in the image."""
+    boxes = _rows(boxes_xyxy)
+    finite = np.isfinite(boxes).all(axis=1)
+    size = [shape_yx[1], shape_yx[0]]
+    inside = (boxes[:, :2] >= 0).all(axis=1) & (boxes[:, 2:] <= size).all(axis=1)
+    proper: np.ndarray = finite & inside & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    return proper
+
+
+def place_boxes(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"],
+    *,
+    scale_yx: tuple[float, float],
+    offset_yx_px: tuple[float, float] = (0.0, 0.0),
+) -> Boxes:
+    """Return boxes after an image was scaled, then shifted: new = old * scale + offset."""
+    scale = np.array([scale_yx[1], scale_yx[0]] * 2)
+    offset = np.array([offset_yx_px[1], offset_yx_px[0]] * 2)
+    placed: np.ndarray = _rows(boxes_xyxy) * scale + offset
+    return placed
+
+
+def restore_boxes(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"],
+    *,
+    scale_yx: tuple[float, float],
+    offset_yx_px: tuple[float, float] = (0.0, 0.0),
+) -> Boxes:
+    """Return boxes in the original image: the inverse of `place_boxes`."""
+    scale = np.array([scale_yx[1], scale_yx[0]] * 2)
+    offset = np.array([offset_yx_px[1], offset_yx_px[0]] * 2)
+    restored: np.ndarray = (_rows(boxes_xyxy) - offset) / scale
+    return restored
+
+
+def flip_sides(boxes_xyxy: Real[np.ndarray, "num_boxes 4"], *, width: int) -> Boxes:
+    """Return boxes of an image that was mirrored left to right."""
+    boxes = _rows(boxes_xyxy)
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def nms(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"],
+    scores: Real[np.ndarray, "num_boxes"],
+    *,
+    iou_threshold: float,
+) -> Int64[np.ndarray, "num_kept"]:
+    """Return the indices kept by greedy suppression, best score first.
+
+    A box goes when its IoU with a better one exceeds the threshold (torchvision's rule); of equal
+    scores the first wins.
+    """
+    boxes = _rows(boxes_xyxy)
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    kept: list[int] = []
+    while len(order):
+        best = order[0]
+        kept.append(int(best))
+        overlap = box_iou(boxes[best : best + 1], boxes[order[1:]])[0]
+        order = order[1:][overlap <= iou_threshold]
+    return np.array(kept, dtype=np.int64)
+
+
+def _rows(boxes: np.ndarray) -> np.ndarray:
+    """Return (n, 4) float64, also for an empty list of boxes."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)

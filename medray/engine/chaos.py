@@ -1,0 +1,229 @@
+"""`medray chaos`: kill own workers and drivers at random moments; the result must not change.
+
+Every process that is killed here was started here: the runs are children of this process, and their
+Ray workers are found as descendants of them, never by name on the machine.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from medray import storage
+
+STAGES = ("convert", "prepare")
+_NOT_COMPARED = frozenset({"run.json", ".medray-lock"})
+_POLL_S = 0.02
+_RUN_LIMIT_S = 900.0
+# Kills start when work starts: before it there is nothing to lose.
+_QUIET_S = 0.05
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a stage went through.
+
+    Attributes:
+        num_kills: processes that were killed while the run was in mid-work.
+        num_runs: drivers that were started until the run was done.
+        identical: the final tree equals that of an undisturbed run, byte by byte.
+        num_redone: finished items that were written again.
+        num_temps: half-written files that were left behind.
+    """
+
+    stage: str
+    target: str
+    num_kills: int = 0
+    num_runs: int = 0
+    identical: bool = False
+    num_redone: int = 0
+    num_temps: int = 0
+    moments_s: list[float] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether nothing was lost, changed or done twice."""
+        return self.identical and not self.num_redone and not self.num_temps
+
+
+def chaos(
+    stages: Sequence[str],
+    out: str,
+    *,
+    kills: int,
+    seed: int,
+    quiet: bool = False,
+    command: Callable[[str, Path], list[str]] | None = None,
+) -> dict[str, Any]:
+    """Run each stage undisturbed, with killed workers and with killed drivers; compare.
+
+    Args:
+        command: stage and output folder to the arguments of `medray`; default: on phantoms.
+    """
+    root = Path(out)
+    root.mkdir(parents=True, exist_ok=True)
+    make = command or _phantom_command(root)
+    outcomes: list[Outcome] = []
+    for stage in stages:
+        clean = root / f"{stage}-clean"
+        _run_to_end(make(stage, clean))
+        expected = tree_digest(clean)
+        for target in ("worker", "driver"):
+            rng = random.Random(f"{seed}-{stage}-{target}")  # noqa: S311 - moments, not secrets
+            folder = root / f"{stage}-{target}"
+            outcome = Outcome(stage=stage, target=target)
+            _disturbed(make(stage, folder), folder, outcome, kills, rng)
+            outcome.identical = tree_digest(folder) == expected
+            outcome.num_temps = sum(1 for p in folder.rglob("*.medray-tmp"))
+            outcomes.append(outcome)
+            if not quiet:
+                sys.stdout.write(f"{_line(outcome)}\n")
+    summary = {
+        "outcomes": [{**asdict(o), "passed": o.passed} for o in outcomes],
+        "passed": all(o.passed for o in outcomes),
+        "seed": seed,
+    }
+    storage.write_json(str(root / "chaos.json"), summary)
+    return summary
+
+
+def _line(outcome: Outcome) -> str:
+    verdict = "same result" if outcome.passed else "FAILED"
+    return (
+        f"{outcome.stage}: {outcome.num_kills} {outcome.target}s killed in {outcome.num_runs} runs: "
+        f"{verdict}, {outcome.num_redone} redone, {outcome.num_temps} temporary files left"
+    )
+
+
+def _phantom_command(root: Path) -> Callable[[str, Path], list[str]]:
+    """Return commands that work on a phantom made once below `root`."""
+    from medray.engine.chaos_data import PHANTOM
+
+    data = root / "data"
+    if not (data / "truth.json").exists():
+        _run_to_end(["phantom", *PHANTOM, "--out", str(data), "--quiet"])
+    verbs = {
+        "convert": ["convert", str(data), "--spacing", "1.0"],
+        "prepare": ["prepare", PHANTOM[0], "--data", str(data), "--set", "gates=off"],
+    }
+    return lambda stage, folder: [*verbs[stage], "--out", str(folder), "--quiet"]
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "medray.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+
+
+def _run_to_end(arguments: Sequence[str]) -> None:
+    process = _start(arguments)
+    code = process.wait(timeout=_RUN_LIMIT_S)
+    if code not in (0, 4):
+        raise RuntimeError(f"medray {arguments[0]} ended with exit code {code}")
+
+
+def _disturbed(
+    arguments: Sequence[str], folder: Path, outcome: Outcome, kills: int, rng: random.Random
+) -> None:
+    """Run until done, killing at random moments while items are being finished."""
+    while True:
+        outcome.num_runs += 1
+        before = _ledger(folder)
+        process = _start(arguments)
+        root = psutil.Process(process.pid)
+        began = time.monotonic()
+        while process.poll() is None:
+            if time.monotonic() - began > _RUN_LIMIT_S:
+                _end(process, root)
+                raise RuntimeError(f"{outcome.stage} did not end by itself")
+            if outcome.num_kills < kills and _working(root):
+                time.sleep(_QUIET_S + rng.random() * 0.6)
+                if process.poll() is None and _strike(process, root, outcome.target, rng):
+                    outcome.num_kills += 1
+                    outcome.moments_s.append(round(time.monotonic() - began, 2))
+            time.sleep(_POLL_S)
+        after = _ledger(folder)
+        outcome.num_redone += sum(1 for name, stamp in before.items() if after.get(name) != stamp)
+        if process.returncode in (0, 4):
+            return
+        if process.returncode != -signal.SIGKILL:
+            raise RuntimeError(f"{outcome.stage} ended with exit code {process.returncode}")
+
+
+def _workers(root: psutil.Process) -> list[psutil.Process]:
+    """Return the Ray workers below a driver that are running a task."""
+    found = []
+    try:
+        for child in root.children(recursive=True):
+            title = " ".join(child.cmdline()[:1])
+            if title.startswith("ray::") and "IDLE" not in title:
+                found.append(child)
+    except psutil.Error:
+        return found
+    return found
+
+
+def _working(root: psutil.Process) -> bool:
+    return bool(_workers(root))
+
+
+def _strike(
+    process: subprocess.Popen[bytes], root: psutil.Process, target: str, rng: random.Random
+) -> bool:
+    """Kill one busy worker, or the driver with all that hangs on it."""
+    busy = _workers(root)
+    if not busy:
+        return False
+    if target == "driver":
+        _end(process, root)
+        return True
+    try:
+        rng.choice(busy).kill()
+    except psutil.Error:
+        return False
+    return True
+
+
+def _end(process: subprocess.Popen[bytes], root: psutil.Process) -> None:
+    """SIGKILL a driver, then its orphans, so that they do not outlive the experiment."""
+    try:
+        orphans = root.children(recursive=True)
+    except psutil.Error:
+        orphans = []
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for orphan in orphans:
+        try:
+            orphan.kill()
+        except psutil.Error:
+            continue
+    psutil.wait_procs(orphans, timeout=10)
+
+
+def _ledger(folder: Path) -> dict[str, int]:
+    records = (folder / ".medray" / "ledger").rglob("*.json")
+    return {path.name: path.stat().st_mtime_ns for path in records}
+
+
+def tree_digest(folder: Path) -> str:
+    """Return a hash over names and bytes of everything that a run leaves for its user."""
+    digest = hashlib.sha256()
+    for path in _compared(folder):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _compared(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = ".medray" in path.relative_to(folder).parts
+        if path.is_file() and path.name not in _NOT_COMPARED and not hidden:
+            yield path

@@ -1,0 +1,97 @@
+"""Joining a Ray cluster, or starting a local one that ends with the run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+
+from medray.errors import ConfigError
+
+# Volumes never pass the object store (docs/adr/0004), so a laptop keeps its memory.
+_LOCAL_OBJECT_STORE_BYTES = 1 << 30
+_MIN_OBJECT_STORE_BYTES = 128 << 20
+
+
+@contextmanager
+def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
+    """Connect to `address`, else to the job's own cluster, else to a new local Ray.
+
+    A Ray that is already connected is used and left alone.
+
+    Raises:
+        ConfigError: the cluster does not answer.
+    """
+    _quiet(debug=debug)
+    if ray.is_initialized():
+        yield
+        return
+    joined = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if joined:
+            ray.init(
+                address=joined,
+                log_to_driver=debug,
+                logging_level=_level(debug=debug),
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            )
+        else:
+            _start_local(debug=debug)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = joined or "a local Ray"
+        raise ConfigError(
+            f"cannot connect to {where}: {str(error).splitlines()[0]}; check --address"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_local(*, debug: bool) -> None:
+    # RAY_AUTH_MODE is left to the user: unset, Ray makes a token and closes the local cluster,
+    # which is what a laptop in a hospital needs. Ray reads it at import, so it cannot be set here.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Inherited by the workers of a local Ray; a runtime_env would cost them their warm start.
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    available = psutil.virtual_memory().available
+    store = max(_MIN_OBJECT_STORE_BYTES, min(_LOCAL_OBJECT_STORE_BYTES, available // 5))
+    ray.init(
+        address="local",
+        object_store_memory=store,
+        include_dashboard=bool(os.environ.get("MEDRAY_DASHBOARD")),
+        log_to_driver=debug,
+        logging_level=_level(debug=debug),
+    )
+
+
+# One thread per task: Ray places tasks by CPU, and ITK, OpenMP and torch would each take all cores.
+WORKER_ENVIRONMENT = {
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # pydicom warns by quoting header values; none of them may reach a log.
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def _level(*, debug: bool) -> int:
+    return logging.INFO if debug else logging.ERROR
+
+
+def _quiet(*, debug: bool) -> None:
+    """Keep Ray's own narration off the user's screen unless it was asked for."""
+    if debug:
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def max_node_memory_bytes() -> int:
+    """Return the memory of the largest node as Ray counts it."""
+    return int(max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0))

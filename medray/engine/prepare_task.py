@@ -1,0 +1,94 @@
+"""What a prepare task does with one record: load, transform, write, record. No Ray."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from medray import storage
+from medray.datasets.fingerprint import partial_fingerprint
+from medray.datasets.loading import load_sample
+from medray.datasets.record import FileRef, Record
+from medray.datasets.record_json import record_from_json
+from medray.dicom.decoder import DecodedInstance, PixelDecoder, process_decoder
+from medray.engine.examples import encode_example, example_row
+from medray.engine.ledger import Ledger, content_key
+from medray.errors import DataError
+from medray.recipe import Recipe
+
+_OUR_FAULT = frozenset({"sink_full", "sink_denied"})
+_PASSING = frozenset({"source_unavailable", "decode_memory"})
+
+
+class CountingReader:
+    """Reads and decodes for one record; knows the hash of every byte that went into it."""
+
+    def __init__(self, decoder: PixelDecoder) -> None:
+        self.decoder = decoder
+        self.sha256s: list[str] = []
+        self.num_bytes = 0
+
+    def read(self, file: FileRef) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            DataError: a read or store reason.
+        """
+        data = storage.read_bytes(file.uri, expected_bytes=file.bytes)
+        self.sha256s.append(hashlib.sha256(data).hexdigest())
+        self.num_bytes += len(data)
+        return data
+
+    def decode_many(self, blobs: Iterable[bytes]) -> Iterator[DecodedInstance | DataError]:
+        """Decode DICOM files in order."""
+        return self.decoder.decode_many(blobs)
+
+
+def prepare_example(
+    payload: Mapping[str, Any], *, recipe: Recipe[Any], hparams: Any, out: str, ledger: str
+) -> dict[str, Any]:
+    """Prepare one record and record its end; a refusal of the data is recorded too.
+
+    Raises:
+        DataError: `sink_full` or `sink_denied`: the output, not the input, is at fault.
+    """
+    found: dict[str, Any] = {
+        "key": payload["work_key"],
+        "uri": payload["uri"],
+        "series_uid": payload["series_uid"],
+        "stage": "prepare",
+        "reason": "",
+        "detail": "",
+    }
+    reader = CountingReader(process_decoder())
+    try:
+        found.update(_prepare(payload, reader, recipe, hparams, out))
+    except DataError as error:
+        if error.reason in _OUR_FAULT:
+            raise
+        found.update(reason=error.reason, detail=error.detail)
+    if found["reason"] not in _PASSING:
+        Ledger(ledger).commit(payload["work_key"], found)
+    return {"record": found, "cost": {"bytes": reader.num_bytes}}
+
+
+def _prepare(
+    payload: Mapping[str, Any], reader: CountingReader, recipe: Recipe[Any], hparams: Any, out: str
+) -> dict[str, Any]:
+    record = record_from_json(payload["record"])
+    sample = load_sample(record, reader)
+    prepared = recipe.prepare(sample, hparams)
+    key = example_key(recipe, hparams, record, reader.sha256s)
+    data = encode_example(prepared, key=key)
+    storage.write_atomic(storage.join(out, "examples", f"{key}.safetensors"), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    row = example_row(record, prepared, key=key, sha256=sha256)
+    return {"row": row, "facts": partial_fingerprint(sample)}
+
+
+def example_key(
+    recipe: Recipe[Any], hparams: Any, record: Record, source_sha256s: list[str]
+) -> str:
+    """Return the key of an example: the bytes read, its labels, the transform and what sets it."""
+    chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
+    labels = (record.label, record.boxes_xyxy_px, record.box_labels, dict(record.meta))
+    return content_key(recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels)

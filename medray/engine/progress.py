@@ -1,0 +1,62 @@
+"""One progress line on stderr for people, nothing for pipes."""
+
+import sys
+import time
+from types import TracebackType
+
+_REDRAW_S = 0.2
+
+
+class Progress:
+    """Counts items of a stage; draws at most five times a second, or a line every 10 % without tty."""
+
+    def __init__(self, stage: str, total: int | None, *, quiet: bool) -> None:
+        self.stage = stage
+        self.total = total
+        self.quiet = quiet
+        self.done = 0
+        self.bad = 0
+        self.began = time.monotonic()
+        self._drawn = 0.0
+        self._tty = sys.stderr.isatty()
+        self._next_share = 0.1
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.quiet:
+            self._draw(end="\n")
+
+    def advance(self, *, rejected: bool = False, number: int = 1) -> None:
+        """Count finished items."""
+        self.done += number
+        self.bad += number if rejected else 0
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if self._tty and now - self._drawn > _REDRAW_S:
+            self._drawn = now
+            self._draw(end="")
+        elif not self._tty and self.total and self.done / self.total >= self._next_share:
+            self._next_share = self.done / self.total + 0.1
+            if self.done < self.total:
+                self._draw(end="\n")
+
+    def _draw(self, *, end: str) -> None:
+        seconds = time.monotonic() - self.began
+        rate = self.done / seconds if seconds > 0 else 0.0
+        of = f"/{self.total}" if self.total is not None else ""
+        left = ""
+        if self.total and rate and self.done < self.total:
+            left = f", {(self.total - self.done) / rate:.0f} s left"
+        bad = f", {self.bad} rejected" if self.bad else ""
+        line = f"{self.stage}: {self.done}{of} in {seconds:.1f} s ({rate:.1f}/s{bad}{left})"
+        start = "\r\x1b[K" if self._tty else ""
+        sys.stderr.write(f"{start}{line}{end}")
+        sys.stderr.flush()

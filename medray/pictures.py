@@ -1,0 +1,109 @@
+"""Pictures of examples for people: a middle slice with its mask or boxes, many on one sheet."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_TILE_PX = 192
+_GAP_PX = 4
+_COLUMNS = 6
+_MASK_COLOUR = np.array([255, 64, 64], dtype=np.float32)
+_BOX_COLOUR = (64, 255, 64)
+_SOFT_TISSUE_HU = (-200.0, 300.0)
+_WIDE_HU = (-1000.0, 600.0)
+
+
+def example_tile(arrays: Mapping[str, np.ndarray], *, size_px: int = _TILE_PX) -> np.ndarray:
+    """Return one example as (size, size, 3) uint8: its telling slice, mask in red, boxes in green.
+
+    Args:
+        arrays: an example; `image` is (C, D, H, W), (C, H, W) or (D, H, W).
+    """
+    image, mask = arrays["image"], arrays.get("mask")
+    boxes = arrays.get("boxes")
+    plane, mask_plane = _telling_plane(image, mask)
+    rgb = _grey_or_colour(plane)
+    if mask_plane is not None and mask_plane.any():
+        inside = (mask_plane > 0)[..., None]
+        rgb = np.where(inside, 0.55 * rgb + 0.45 * _MASK_COLOUR, rgb)
+    if boxes is not None:
+        for box in boxes:
+            _draw_box(rgb, box)
+    return _fit(rgb.astype(np.uint8), size_px)
+
+
+def example_plane(image: np.ndarray) -> np.ndarray:
+    """Return the plane of an example's image that a viewer should show, as uint8 RGB."""
+    plane, _ = _telling_plane(image, None)
+    return _grey_or_colour(plane).astype(np.uint8)
+
+
+def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = _COLUMNS) -> bytes:
+    """Return a PNG of tiles in rows; no text, so nothing of a patient can be in it."""
+    from PIL import Image
+
+    columns = max(1, min(columns, len(tiles)))
+    rows = -(-len(tiles) // columns)
+    side = tiles[0].shape[0] if tiles else _TILE_PX
+    step = side + _GAP_PX
+    sheet = np.full((rows * step + _GAP_PX, columns * step + _GAP_PX, 3), 32, dtype=np.uint8)
+    for number, tile in enumerate(tiles):
+        top = _GAP_PX + (number // columns) * step
+        left = _GAP_PX + (number % columns) * step
+        sheet[top : top + side, left : left + side] = tile
+    out = io.BytesIO()
+    Image.fromarray(sheet).save(out, format="PNG")
+    return out.getvalue()
+
+
+def _telling_plane(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the plane with most mask, else the middle one; (H, W) or (H, W, 3)."""
+    if mask is not None:
+        mask = mask.reshape(mask.shape[-3:]) if mask.ndim > 3 else mask
+    volume = image.ndim == 4 or (image.ndim == 3 and image.shape[0] not in (1, 2, 3))
+    if not volume:
+        plane = np.moveaxis(image[:3], 0, -1) if image.ndim == 3 and image.shape[0] == 3 else image
+        return (plane[0] if plane.ndim == 3 and plane.shape[0] in (1, 2) else plane), mask
+    stack = image[0] if image.ndim == 4 else image
+    k = stack.shape[0] // 2
+    if mask is not None and mask.any():
+        k = int(np.argmax((mask > 0).sum(axis=(1, 2))))
+    return stack[k], None if mask is None else mask[k]
+
+
+def _grey_or_colour(plane: np.ndarray) -> np.ndarray:
+    if plane.ndim == 3:
+        return plane.astype(np.float32)
+    values = plane.astype(np.float32)
+    if plane.dtype == np.int16:  # HU: a fixed window shows a wrong rescale at once
+        low, high = _SOFT_TISSUE_HU if np.median(values) > -400 else _WIDE_HU
+    else:
+        low, high = float(values.min()), float(values.max())
+    scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.repeat(scaled[..., None], 3, axis=-1)
+
+
+def _draw_box(rgb: np.ndarray, box_xyxy_px: np.ndarray) -> None:
+    height, width = rgb.shape[:2]
+    left, top, right, bottom = (int(round(float(v))) for v in box_xyxy_px[:4])
+    left, right = np.clip([left, right - 1], 0, width - 1)
+    top, bottom = np.clip([top, bottom - 1], 0, height - 1)
+    thick = max(1, max(height, width) // _TILE_PX)
+    rgb[top : bottom + 1, left : left + thick] = _BOX_COLOUR
+    rgb[top : bottom + 1, max(right - thick + 1, 0) : right + 1] = _BOX_COLOUR
+    rgb[top : top + thick, left : right + 1] = _BOX_COLOUR
+    rgb[max(bottom - thick + 1, 0) : bottom + 1, left : right + 1] = _BOX_COLOUR
+
+
+def _fit(rgb: np.ndarray, size_px: int) -> np.ndarray:
+    from PIL import Image
+
+    height, width = rgb.shape[:2]
+    scale = size_px / max(height, width)
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(Image.fromarray(rgb).resize(shape, Image.Resampling.BILINEAR))
+    tile = np.zeros((size_px, size_px, 3), dtype=np.uint8)
+    top, left = (size_px - small.shape[0]) // 2, (size_px - small.shape[1]) // 2
+    tile[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return tile
