@@ -22,7 +22,7 @@ def fake_series(
     names: list[str] | None = None,
     step_mm: float = 5.0,
 ) -> SeriesRef:
-    """Return a stack of `num` slices, 5 mm apart, SOP UIDs `<series_uid>.<n>`; no file is written."""
+    """Return a stack of `num` slices with SOP UIDs `<series_uid>.<n>`; no file is written."""
     names = names or [f"1-{n:02d}.dcm" for n in range(num)]
     affine = (0, 0, 1, 0, 0, 1, 0, 0, step_mm, 0, 0, 0, 0, 0, 0, 1)
     return SeriesRef(

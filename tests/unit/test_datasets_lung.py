@@ -17,7 +17,8 @@ def voc(boxes, *, size=(80, 64)) -> str:
         f"<ymax>{d}</ymax></bndbox></object>"
         for name, (a, b, c, d) in boxes
     )
-    return f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>"
+    matrix = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    return f"<annotation>{matrix}{objects}</annotation>"
 
 
 def annotate(root: Path, uid: str, text: str | bytes, patient: str = "A0001") -> None:

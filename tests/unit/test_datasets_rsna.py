@@ -1,3 +1,5 @@
+from zlib import crc32
+
 import pytest
 
 from medray.datasets import rsna_breast, rsna_pneumonia
@@ -13,7 +15,7 @@ def images(root, names, *, folder="stage_2_train_images", verdicts=None, patient
         fake_series(
             root,
             folder,
-            series_uid=f"1.2.3.{patient}{n}.{abs(hash(folder)) % 999}",
+            series_uid=f"1.2.3.{patient}{n}.{crc32(folder.encode())}",
             patient_id=patient or name,
             kind="image",
             modality="MG",

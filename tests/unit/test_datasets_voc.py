@@ -8,7 +8,8 @@ from medray.datasets.voc import parse_voc
 from medray.errors import DataError
 
 GOOD = b"""<annotation><size><width>512</width><height>400</height><depth>1</depth></size>
-<object><name> a </name><bndbox><ymax>40</ymax><xmin>10</xmin><xmax>30</xmax><ymin>20</ymin></bndbox>
+<object><name> a </name>
+<bndbox><ymax>40</ymax><xmin>10</xmin><xmax>30</xmax><ymin>20</ymin></bndbox>
 </object><object><name/><bndbox><xmin>1.5</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>
 </object></annotation>"""
 
@@ -30,7 +31,10 @@ LAUGHS = (
     + b"".join(b'<!ENTITY %c "&%c;&%c;&%c;">' % (n + 1, n, n, n) for n in range(97, 110))
     + b"]><annotation>&n;</annotation>"
 )
-BOX = b"<annotation><object><bndbox><xmin>%s</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+BOX = (
+    b"<annotation><object><bndbox><xmin>%s</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    b"</bndbox></object></annotation>"
+)
 HOSTILE = {
     "billion laughs": LAUGHS,
     "quadratic blow-up": b'<!DOCTYPE q [<!ENTITY a "'
@@ -38,9 +42,9 @@ HOSTILE = {
     + b'">]><annotation>'
     + b"&a;" * 200
     + b"</annotation>",
-    "external entity": b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>',
+    "external entity": b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><a>&e;</a>',
     "external dtd": b'<!DOCTYPE annotation SYSTEM "http://127.0.0.1/x.dtd"><annotation/>',
-    "parameter entity": b'<!DOCTYPE x [<!ENTITY % p SYSTEM "file:///etc/hostname"> %p;]><annotation/>',
+    "parameter entity": b'<!DOCTYPE x [<!ENTITY % p SYSTEM "file:///etc/hosts"> %p;]><a/>',
     "deep nesting": b"<annotation>" + b"<a>" * 300_000 + b"</a>" * 10,
     "many elements": b"<annotation>" + b"<a/>" * 250_000 + b"</annotation>",
     "too large": b"<annotation>" + b" " * (1 << 20) + b"</annotation>",

@@ -104,24 +104,24 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
 
 def _breast(image: Image2D, hp: Hparams) -> tuple[np.ndarray, dict[str, object]]:
     """Return the breast alone, chest wall left, in 16 bit, and how to find it again."""
-    values = sigmoid_applied(image)
-    mask = breast_mask(grey(image))
-    shown = np.where(mask, percentile_stretch(values, values[mask]), np.float32(0))
+    values = grey(image)
+    mask = breast_mask(values)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = int(rows[0]), int(columns[0])
-    part = shown[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
-    flipped = breast_side(part) == "right"
-    part = flip_sides(part) if flipped else part
+    crop = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    part, mask = values[crop], mask[crop]
+    # Told from the shape: glands may be denser far from the chest wall.
+    flipped = breast_side(mask.astype(np.uint8)) == "right"
+    if flipped:
+        part, mask = flip_sides(part), flip_sides(mask)
     size = _fitting(part.shape, hp)
+    shown = sigmoid_applied(resize_image(part, size), image)
+    mask = resize_image(mask, size, order="nearest")
+    shown = np.where(mask, percentile_stretch(shown, shown[mask]), np.float32(0))
     upper = (hp.height - size[0] + 1) // 2
-    canvas = pad_sides(
-        resize_image(part, size),
-        top=upper,
-        bottom=hp.height - size[0] - upper,
-        right=hp.width - size[1],
-    )
+    lower, spare = hp.height - size[0] - upper, hp.width - size[1]
+    canvas = pad_sides(shown, top=upper, bottom=lower, right=spare)
     facts: dict[str, object] = {
-        "crop_xyxy_px": [left, top, int(columns[-1]) + 1, int(rows[-1]) + 1],
+        "crop_xyxy_px": [crop[1].start, crop[0].start, crop[1].stop, crop[0].stop],
         "flipped": flipped,
         "scale_yx": [size[0] / part.shape[0], size[1] / part.shape[1]],
         "offset_yx_px": [upper, 0],

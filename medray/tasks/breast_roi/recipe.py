@@ -25,9 +25,9 @@ from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
 from medray.preprocess.breast import breast_box
-from medray.preprocess.display import as_shown, grey, quantise
+from medray.preprocess.display import grey, letterbox_shown, quantise
 from medray.preprocess.intensity import minmax
-from medray.preprocess.planar import Placement, letterbox, resize_image
+from medray.preprocess.planar import Placement, resize_image
 from medray.recipe import Prepared, Recipe
 from medray.tasks.breast_roi.phantom import baseline, write_phantom
 from medray.volume import Image2D
@@ -119,7 +119,7 @@ def _drawn(image: Image2D, hp: Hparams) -> tuple[np.ndarray, Placement]:
     """Return (height, width) in [0, 1] and where the image went."""
     frame = (hp.size, hp.size)
     if hp.compat == "none":
-        return letterbox(as_shown(image), frame, fill=0.0)
+        return letterbox_shown(image, frame)
     shown = minmax(grey(image))
     scale = (hp.size / shown.shape[0], hp.size / shown.shape[1])
     return resize_image(shown, frame), Placement(scale_yx=scale, offset_yx_px=(0, 0))

@@ -23,8 +23,7 @@ from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
-from medray.preprocess.display import as_shown, quantise
-from medray.preprocess.planar import letterbox
+from medray.preprocess.display import letterbox_shown, quantise
 from medray.recipe import Prepared, Recipe
 from medray.tasks.pneumonia_detection.phantom import baseline, write_phantom
 from medray.volume import Image2D
@@ -88,9 +87,8 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
     image = sample.image
     if not isinstance(image, Image2D):
         raise DataError("wrong_modality", "the task takes radiographs")
-    shown = as_shown(image) * np.float32(255)
-    drawn, placement = letterbox(shown, (hp.size, hp.size), fill=0.0)
-    arrays = {"image": quantise(drawn / np.float32(255), np.uint8)[None]}
+    shown, placement = letterbox_shown(image, (hp.size, hp.size))
+    arrays = {"image": quantise(shown, np.uint8)[None]}
     if sample.boxes_xyxy_px is not None:
         boxes, labels = _boxes(sample, image, hp)
         placed = place_boxes(
