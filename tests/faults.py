@@ -70,14 +70,14 @@ class FaultProxy:
         with self._lock:
             self._counts[operation, path] += 1
             nth = self._counts[operation, path]
+            text = f"{self.seed}|{operation}|{path}|{nth}".encode()
+            number = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
             fault = None
-            if operation in self.operations:
-                text = f"{self.seed}|{operation}|{path}|{nth}".encode()
-                number = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-                if number % 10_000 < self.rate * 10_000:
-                    fault = self.faults[number // 10_000 % len(self.faults)]
+            if operation in self.operations and number % 10_000 < self.rate * 10_000:
+                fault = self.faults[number // 10_000 % len(self.faults)]
+                number //= 10_000 * len(self.faults)
             self.log.append((operation, path, fault))
-            return fault, nth
+            return fault, number
 
     def forward(self, method, path, headers, body):
         for attempt in (1, 2):
@@ -112,15 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         is_list = self.command == "GET" and "list-type" in parse_qs(url.query)
         operation = "LIST" if is_list else self.command
-        fault, nth = self.owner.draw(operation, self.path if is_list else url.path)
+        fault, number = self.owner.draw(operation, self.path if is_list else url.path)
         if fault == SLOW_DOWN:
             self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN_BODY)
             return
         if self.command == "PUT":
-            if fault == RESET and nth % 2:
+            if fault == RESET and number & 1:
                 self._hang_up()
                 return
-            body = _broken(body, fault)
+            body = _broken(body, fault, number)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP_HEADERS}
         status, answer_headers, answer = self.owner.forward(self.command, self.path, headers, body)
         if fault == RESET and self.command == "PUT":
@@ -130,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.command in ("PUT", "HEAD", "DELETE"):
             self._answer(status, answer_headers, answer)
         else:
-            self._answer(status, answer_headers, _broken(answer, fault), pause=fault == SLOW)
+            self._answer(
+                status, answer_headers, _broken(answer, fault, number), pause=fault == SLOW
+            )
 
     def _answer(self, status, headers, body, *, cut=False, pause=False):
         self.send_response_only(status)
@@ -162,12 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 
 
-def _broken(body, fault):
+def _broken(body, fault, number):
     if fault == TRUNCATED:
         return body[: len(body) // 2]
     if fault == FLIPPED and body:
-        place = len(body) // 3
-        return body[:place] + bytes([body[place] ^ 0x04]) + body[place + 1 :]
+        place = number % len(body)
+        return body[:place] + bytes([body[place] ^ 1 << number % 8]) + body[place + 1 :]
     return body
 
 

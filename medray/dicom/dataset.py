@@ -43,14 +43,15 @@ def looks_like_dicom(head: bytes) -> bool:
     if head[4:6].isalpha() and head[4:6].isupper() and (little in (2, 8) or big == 8):
         return True
     length = struct.unpack("<I", head[4:8])[0]
-    return little == 8 and length <= 256 and struct.unpack("<H", head[2:4])[0] <= 0x100
+    element = struct.unpack("<H", head[2:4])[0]
+    return bool(little == 8 and length <= 256 and element <= 0x100)
 
 
 def open_dataset(
     stream: BinaryIO,
     *,
     stop_before_pixels: bool,
-    tags: tuple[str, ...] | None = None,
+    tags: tuple[str | int, ...] | None = None,
     max_inflated_bytes: int = MAX_INFLATED_HEADER_BYTES,
 ) -> tuple[Dataset, bool]:
     """Parse a DICOM stream; return the data set and whether pixel data follow or are in it.
@@ -117,7 +118,7 @@ class _PixelStop:
 
 
 @lru_cache(maxsize=8)
-def _tag_list(tags: tuple[str, ...] | None) -> list[BaseTag] | None:
+def _tag_list(tags: tuple[str | int, ...] | None) -> list[BaseTag | int] | None:
     return None if tags is None else [Tag(tag) for tag in tags]
 
 
@@ -128,7 +129,7 @@ def _require_content(dataset: Dataset) -> None:
 
 
 def _open_deflated(
-    stream: BinaryIO, stop: bool, tags: tuple[str, ...] | None, limit: int
+    stream: BinaryIO, stop: bool, tags: tuple[str | int, ...] | None, limit: int
 ) -> tuple[Dataset, bool]:
     """Inflate at most `limit` bytes, then parse; pydicom itself would inflate without a bound."""
     raw = stream.read()
@@ -207,9 +208,9 @@ def _value(dataset: Dataset, keyword: str) -> Any:
         raw, vr = element.value, element.VR or vr
         if not raw:
             return None
-        if vr in _TEXT_VRS and isinstance(raw, bytes) and raw.isascii():
+        if vr in _TEXT_VRS and raw.isascii():
             return raw.decode("ascii").rstrip("\0 ")
-        if vr in _SHORT_VRS and isinstance(raw, bytes) and len(raw) % 2 == 0:
+        if vr in _SHORT_VRS and len(raw) % 2 == 0:
             order = "<" if element.is_little_endian else ">"
             return list(struct.unpack(f"{order}{len(raw) // 2}{_SHORT_VRS[vr]}", raw))
     return dataset[tag].value

@@ -44,7 +44,6 @@ _WANTED_KEYWORDS = (
     *HEADER_TAGS, "SpecificCharacterSet", "HighBit", "PlanarConfiguration", "ModalityLUTSequence",
     "VOILUTSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths", *_PALETTE,
 )  # fmt: skip
-_PHILIPS_PET = (0x70531000, 0x70531009)  # SUV and activity factors
 _Element = tuple[int, bytes, int, int]
 
 
@@ -188,5 +187,4 @@ def _file_meta(syntax: str) -> FileMetaDataset:
 @lru_cache(maxsize=1)
 def _wanted() -> dict[int, BaseTag]:
     tags = [BaseTag(Tag(keyword)) for keyword in _WANTED_KEYWORDS]
-    tags += [BaseTag(tag) for tag in _PHILIPS_PET]
     return {int(tag): tag for tag in tags}

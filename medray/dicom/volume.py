@@ -94,7 +94,10 @@ class StackReader:
             if self._seen[place]:
                 continue  # a copy with equal bytes
             self._seen[place] = True
-            yield place, modality_values(pixels, planes[frame], header, whole=self.dtype == np.int16)
+            yield (
+                place,
+                modality_values(pixels, planes[frame], header, whole=self.dtype == np.int16),
+            )
 
     def require_all(self) -> None:
         """Check that every slice came.
@@ -267,7 +270,9 @@ def straighten(volume: Volume, geometry: StackGeometry) -> Volume:
     )
 
 
-def _shifted(image: np.ndarray, offset_yx: np.ndarray, shape: tuple[int, int], fill: float) -> np.ndarray:
+def _shifted(
+    image: np.ndarray, offset_yx: np.ndarray, shape: tuple[int, int], fill: float
+) -> np.ndarray:
     """Draw an image at a fractional place on a canvas, bilinear."""
     whole = np.floor(offset_yx).astype(int)
     part_y, part_x = offset_yx - whole

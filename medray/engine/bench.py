@@ -11,20 +11,27 @@ import psutil
 from medray import storage
 from medray.engine import bench_convert, bench_index, bench_prepare
 from medray.engine.run import package_versions, source_commit
+from medray.recipe import Recipe
 
 STAGES = ("index", "convert", "prepare")
-_SECTIONS = {
-    "index": bench_index.rows,
-    "convert": bench_convert.rows,
-    "prepare": bench_prepare.rows,
-}
 
 
-def bench(stages: Sequence[str], out: str, *, small: bool) -> dict[str, Any]:
-    """Measure stages; write bench.json below `out`; needs a running `ray_session`."""
+def bench(
+    stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool
+) -> dict[str, Any]:
+    """Measure stages; write bench.json below `out`; needs a running `ray_session`.
+
+    Args:
+        recipe: whose phantom and transform the prepare stage is measured with.
+    """
     work = Path(out) / "data"
     work.mkdir(parents=True, exist_ok=True)
-    rows = [row for stage in stages for row in _SECTIONS[stage](work, small=small)]
+    sections = {
+        "index": lambda: bench_index.rows(work, small=small),
+        "convert": lambda: bench_convert.rows(work, small=small),
+        "prepare": lambda: bench_prepare.rows(work, recipe, small=small),
+    }
+    rows = [row for stage in stages for row in sections[stage]()]
     summary = {
         "machine": machine(),
         "commit": source_commit(),

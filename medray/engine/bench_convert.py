@@ -37,7 +37,9 @@ def rows(work: Path, *, small: bool) -> Iterator[Measure]:
     yield from _native(folder, instances, work, repeats)
     yield from through_ray(work, shape=shape, grid=grid, num_series=6 if small else 16)
     j2k = work / "x".join(["j2k", *map(str, shape)])
-    yield _jpeg_2000(series_on_disk(j2k, (min(shape[0], 40), *shape[1:]), syntax=JPEG_2000_LOSSLESS), repeats)
+    yield _jpeg_2000(
+        series_on_disk(j2k, (min(shape[0], 40), *shape[1:]), syntax=JPEG_2000_LOSSLESS), repeats
+    )
 
 
 def _resize(
@@ -45,16 +47,16 @@ def _resize(
 ) -> Iterator[Measure]:
     """Series to a fixed grid: our loop in one process against MONAI's transforms on one core."""
     import torch
-    from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Resize
+    from monai import transforms
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monai = Compose(
+    monai = transforms.Compose(
         [
-            LoadImage(image_only=True, dtype=np.float32),
-            EnsureChannelFirst(),
-            Orientation(axcodes="LPS", labels=None),
-            Resize(grid[::-1], mode="trilinear", align_corners=False),
+            transforms.LoadImage(image_only=True, dtype=np.float32),
+            transforms.EnsureChannelFirst(),
+            transforms.Orientation(axcodes="LPS", labels=None),
+            transforms.Resize(grid[::-1], mode="trilinear", align_corners=False),
         ]
     )
     try:
@@ -78,7 +80,9 @@ def _resize(
     smooth = Grid(size_zyx=tuple(grid))
     began = time.perf_counter()
     load_on_grid(instances, smooth)
-    yield Measure(name=f"CT to {size}, smoothed as by default", median_s=time.perf_counter() - began, n=1)
+    yield Measure(
+        name=f"CT to {size}, smoothed as by default", median_s=time.perf_counter() - began, n=1
+    )
 
 
 def _difference(ours: np.ndarray, monai: np.ndarray) -> float:
@@ -104,7 +108,20 @@ def _native(
     target.mkdir(exist_ok=True)
 
     def peer() -> None:
-        command = [binary, "-z", "n", "-b", "n", "-w", "1", "-f", "x", "-o", str(target), str(folder)]
+        command = [
+            binary,
+            "-z",
+            "n",
+            "-b",
+            "n",
+            "-w",
+            "1",
+            "-f",
+            "x",
+            "-o",
+            str(target),
+            str(folder),
+        ]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603
 
     for proof in (False, True):

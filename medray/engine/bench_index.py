@@ -32,7 +32,9 @@ def write_small_files(folder: Path, num_files: int) -> None:
         affine_lps=affine_from_dicom(),
     )
     for number in range(num_files // _SLICES):
-        write_ct_series(folder / f"{number // 100:03d}" / f"{number:05d}", volume, SeriesSpec(seed=number))
+        write_ct_series(
+            folder / f"{number // 100:03d}" / f"{number:05d}", volume, SeriesSpec(seed=number)
+        )
     done.touch()
 
 

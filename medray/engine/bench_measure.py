@@ -54,7 +54,8 @@ def alternating_medians(
     """Return both medians of runs that take turns, so that a busy machine slows both alike."""
     ours()
     peer()
-    mine, theirs = [], []
+    mine: list[float] = []
+    theirs: list[float] = []
     for _ in range(repeats):
         for action, times in ((ours, mine), (peer, theirs)):
             began = time.perf_counter()

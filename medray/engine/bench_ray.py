@@ -20,7 +20,12 @@ def reduce_series(payload: dict[str, Any], *, grid: Sequence[int]) -> dict[str, 
     """Load one series on a grid and forget it: the work of a convert task without its output."""
     began = time.time()
     volume, _ = load_on_grid(unpack_instances(payload["instances"]), Grid(size_zyx=tuple(grid)))
-    return {"began": began, "ended": time.time(), "pid": os.getpid(), "mean": float(volume.array.mean())}
+    return {
+        "began": began,
+        "ended": time.time(),
+        "pid": os.getpid(),
+        "mean": float(volume.array.mean()),
+    }
 
 
 def touch_item(payload: dict[str, Any]) -> dict[str, Any]:
@@ -75,12 +80,12 @@ def _steady(
     )
     results.sort(key=lambda result: result["ended"])
     # The first series of a worker starts its decoding child; what follows is the steady state.
-    first = {}
+    first: dict[int, float] = {}
     for result in results:
         first.setdefault(result["pid"], result["ended"])
     start = max(first.values())
     after = [result for result in results if result["ended"] > start]
-    return (after[-1]["ended"] - start) / len(after)
+    return float(after[-1]["ended"] - start) / len(after)
 
 
 def _engine_cost() -> Measure:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import ray
@@ -94,4 +95,5 @@ def _quiet(*, debug: bool) -> None:
 
 def max_node_memory_bytes() -> int:
     """Return the memory of the largest node as Ray counts it."""
-    return int(max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0))
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return int(max((n["Resources"].get("memory", 0) for n in nodes if n["Alive"]), default=0))

@@ -28,7 +28,9 @@ from medray.volume import Volume
 _RETRIED_REASONS = frozenset({"source_unavailable", "sink_full", "sink_denied", "decode_memory"})
 
 
-def convert_series(payload: dict[str, Any], *, out: str, ledger: str, **options: Any) -> dict[str, Any]:
+def convert_series(
+    payload: dict[str, Any], *, out: str, ledger: str, **options: Any
+) -> dict[str, Any]:
     """Convert one series and record its end; a refusal of the data is recorded too.
 
     Raises:

@@ -91,4 +91,6 @@ def example_key(
     """Return the key of an example: the bytes read, its labels, the transform and what sets it."""
     chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
     labels = (record.label, record.boxes_xyxy_px, record.box_labels, dict(record.meta))
-    return content_key(recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels)
+    return content_key(
+        recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels
+    )

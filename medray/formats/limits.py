@@ -68,25 +68,38 @@ def inflate(data: bytes, *, num_bytes: int, wbits: int, exact: bool) -> bytearra
     Raises:
         DataError: `truncated`, `bomb_suspected` or `unreadable`.
     """
-    out, rest = bytearray(), memoryview(data)
     limit = num_bytes + (_TRAILING_SLACK if exact else 0)
+    out, ended = _unpacked(data, limit=limit, wbits=wbits)
+    if exact and not ended and len(out) >= limit:
+        raise DataError("bomb_suspected", "the data unpack to more than the header declares")
+    if len(out) < num_bytes or (exact and not ended):
+        raise DataError("truncated", "the compressed data end before they are complete")
+    del out[num_bytes:]
+    return out
+
+
+def unpacked_head(data: bytes, num_bytes: int) -> bytes:
+    """Return up to `num_bytes` of what gzip data begin with; fewer where they end early.
+
+    Raises:
+        DataError: `unreadable`.
+    """
+    return bytes(_unpacked(data[: 4 * num_bytes + 1024], limit=num_bytes, wbits=31)[0])
+
+
+def _unpacked(data: bytes, *, limit: int, wbits: int) -> tuple[bytearray, bool]:
+    """Unpack at most `limit` bytes; tell whether the last stream came to its end."""
+    out, rest, ended = bytearray(), memoryview(data), False
     while rest and len(out) < limit:
         stream = isal_zlib.decompressobj(wbits)
         try:
             rest = _inflate_member(stream, rest, out, limit)
         except _INFLATE_ERRORS as error:
             raise DataError("unreadable", "the compressed data are damaged") from error
-        if len(out) < num_bytes and not stream.eof:
-            raise DataError("truncated", "the compressed data end before they are complete")
-        if exact and not stream.eof:
-            reason = "bomb_suspected" if len(out) >= limit else "truncated"
-            raise DataError(reason, "the compressed data do not end where the header says")
-        if bytes(rest[:2]) != b"\x1f\x8b":
+        ended = stream.eof
+        if not ended or bytes(rest[:2]) != b"\x1f\x8b":
             break
-    if len(out) < num_bytes:
-        raise DataError("truncated", "the compressed data hold less than the header declares")
-    del out[num_bytes:]
-    return out
+    return out, ended
 
 
 def _inflate_member(
@@ -113,8 +126,8 @@ def check_affine(affine: np.ndarray) -> np.ndarray:
     Raises:
         DataError: `bad_tag_value`.
     """
-    if not np.isfinite(affine).all() or np.abs(affine[:3, 3]).max() > _MAX_PLACE_MM:
-        raise DataError("bad_tag_value", "the position is not finite or out of range")
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _MAX_PLACE_MM:
+        raise DataError("bad_tag_value", "position or spacing is not finite or out of range")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() < _MIN_SPACING_MM or spacing.max() > _MAX_SPACING_MM:
         raise DataError("bad_tag_value", "the voxel spacing is out of range")
@@ -167,12 +180,3 @@ def dtype_from(
     """Return data bytes as a (depth, height, width) array in native byte order, writable."""
     array = np.frombuffer(data, dtype=dtype, count=math.prod(shape)).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=not array.flags.writeable)
-
-
-def unpacked_head(data: bytes, num_bytes: int) -> bytes:
-    """Return up to `num_bytes` of what gzip data begin with; fewer where they end early."""
-    stream = isal_zlib.decompressobj(31)
-    try:
-        return stream.decompress(data[: 4 * num_bytes + 1024], num_bytes)
-    except _INFLATE_ERRORS as error:
-        raise DataError("unreadable", "the compressed data are damaged") from error

@@ -38,7 +38,10 @@ def read_volume(data: bytes, name: str = "", *, max_bytes: int = MAX_VOLUME_BYTE
         return read_nrrd(data, max_bytes=max_bytes)
     if is_mha(data):
         return read_mha(data, max_bytes=max_bytes)
-    head = unpacked_head(data, 544) if data[:2] == _GZIP_MAGIC else data[:544]
+    packed = data[:2] == _GZIP_MAGIC
+    head = unpacked_head(data, 544) if packed else data[:544]
     if is_nifti(head):
         return read_nifti(data, max_bytes=max_bytes)
+    if packed and len(head) < 4:
+        raise DataError("truncated", "the compressed data end before they begin")
     raise DataError("unreadable", "the bytes are none of NIfTI, NRRD or MetaImage")

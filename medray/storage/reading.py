@@ -45,8 +45,8 @@ def read_bytes(
 def read_range(uri: str, start: int, stop: int) -> bytes:
     """Return bytes [start, stop), fewer where the file ends.
 
-    An object store gives no checksum of a range; without TLS it is asked until two answers in a
-    row agree.
+    An object store gives no checksum of a range; without TLS it is asked until two answers
+    agree.
 
     Raises:
         DataError: source_unavailable, or what `read_bytes` raises.

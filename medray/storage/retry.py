@@ -71,17 +71,18 @@ def with_retries(call: Callable[[], _T]) -> _T:
 
 
 def until_agreed(call: Callable[[], _T]) -> _T:
-    """Call until two calls in a row answer the same.
+    """Call until two calls have answered the same.
 
-    For answers without any checksum (a listing, a range) over a connection without TLS.
+    For answers without any checksum (a listing, a range) over a connection without TLS: damage
+    by chance does not strike twice in one way.
 
     Raises:
-        DataError: no two calls in a row agreed, or one failed for good.
+        DataError: no two calls agreed, or one failed for good.
     """
-    previous = with_retries(call)
-    for _ in range(POLICY.attempts):
-        current = with_retries(call)
-        if current == previous:
-            return current
-        previous = current
+    answers: list[_T] = []
+    for _ in range(2 * POLICY.attempts):
+        answer = with_retries(call)
+        if answer in answers:
+            return answer
+        answers.append(answer)
     raise DataError("checksum_mismatch", "the same question got a different answer each time")

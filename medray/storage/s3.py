@@ -41,7 +41,12 @@ class S3Store:
     @property
     def is_exact(self) -> bool:
         """Tell whether answers without a checksum can be trusted."""
-        return s3_client.is_encrypted_line()
+        try:
+            return s3_client.is_encrypted_line()
+        except TransientError:
+            return False
+        except RefusedError as error:
+            raise DataError("source_unavailable", str(error)) from error
 
     def stat(self, path: str) -> FileEntry | None:
         """Return the object; None if there is none."""

@@ -98,12 +98,9 @@ def get(
 
     async def operation(client: Any) -> bytes:
         answer = await client.get_object(Bucket=bucket, Key=key)
-        try:
+        async with answer["Body"]:
             check_size(int(answer["ContentLength"]), max_bytes)
-        except DataError:
-            answer["Body"].close()
-            raise
-        body = bytes(await answer["Body"].read())
+            body = bytes(await answer["Body"].read())
         proven = _verify(body, answer, bucket)
         _check_length(body, expected_bytes, proven=proven)
         return body
@@ -119,7 +116,8 @@ def get_range(bucket: str, key: str, start: int, stop: int, etag: str | None = N
         span = f"bytes={start}-{stop - 1}"
         answer = await client.get_object(Bucket=bucket, Key=key, Range=span, **condition)
         total = str(answer.get("ContentRange", "")).rpartition("/")[2]
-        body = bytes(await answer["Body"].read())
+        async with answer["Body"]:
+            body = bytes(await answer["Body"].read())
         wanted = min(stop, int(total)) - start if total.isdigit() else int(answer["ContentLength"])
         if len(body) != wanted:
             raise TransientError("truncated", f"a range gave {len(body)} of {wanted} bytes")
@@ -267,6 +265,9 @@ def _sorted_error(error: Exception) -> Exception:
         return RefusedError("the object store does not take this bucket or key name")
     if isinstance(error, exceptions.FlexibleChecksumError):
         return TransientError("checksum_mismatch", "the bytes differ from the store's checksum")
+    if isinstance(error, ValueError | LookupError | ArithmeticError):
+        # A flipped byte of an answer's XML may leave a date or number that is none.
+        return TransientError("source_unavailable", "the store's answer cannot be parsed")
     transport = (exceptions.BotoCoreError, OSError, asyncio.TimeoutError, EOFError)
     if isinstance(error, transport) or type(error).__module__.startswith(("aiohttp", "fsspec")):
         return TransientError(

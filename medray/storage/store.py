@@ -92,6 +92,8 @@ def store_of(uri: str) -> tuple[Store, str]:
         return S3Store(), path_of(uri)
     if protocol == "zip":
         raise ConfigError("a zip archive can only be read; give a folder or a bucket for output")
+    from medray.storage.filesystems import filesystem_of
     from medray.storage.foreign import ForeignStore
 
+    filesystem_of(protocol)
     return ForeignStore(protocol), path_of(uri)

@@ -85,7 +85,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_every_input_is_accounted_for(messy, converted):
     counts = converted[1]["counts"]
-    assert counts["num_inputs"] == counts["num_done"] + counts["num_skipped"] + counts["num_rejected"]
+    assert (
+        counts["num_inputs"] == counts["num_done"] + counts["num_skipped"] + counts["num_rejected"]
+    )
     assert counts["num_done"] == 3
     assert counts["rejected_by_reason"] == {
         "empty_file": 1, "missing_slices": 1, "not_dicom": 1, "truncated": 1,
@@ -210,14 +212,20 @@ def test_command_line_exit_codes_and_one_line_errors(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
-    code, _, err = run("convert", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o"), "--quiet")
+    code, _, err = run(
+        "convert", str(tmp_path / "nowhere"), "--out", str(tmp_path / "o"), "--quiet"
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert "does not exist" in err
-    code, _, err = run("convert", str(tmp_path / "in"), "--out", str(tmp_path / "o"), "--spacing", "x")
+    code, _, err = run(
+        "convert", str(tmp_path / "in"), "--out", str(tmp_path / "o"), "--spacing", "x"
+    )
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = run("convert", str(tmp_path / "in"), "--outt", "x")
     assert code == 2
-    code, out, _ = run("convert", str(tmp_path / "in"), "--out", str(tmp_path / "p"), "--json", "--quiet")
+    code, out, _ = run(
+        "convert", str(tmp_path / "in"), "--out", str(tmp_path / "p"), "--json", "--quiet"
+    )
     assert code == 0
     assert json.loads(out.splitlines()[-1])["counts"]["num_done"] == 1
 
@@ -303,7 +311,9 @@ def test_broken_files_all_end_as_output_or_record(real_data, tmp_path):
     source = real_data / "broken"
     summary = convert([str(source)], str(tmp_path / "o"), ConvertOptions(), quiet=True)
     counts = summary["counts"]
-    assert counts["num_inputs"] == counts["num_done"] + counts["num_skipped"] + counts["num_rejected"]
+    assert (
+        counts["num_inputs"] == counts["num_done"] + counts["num_skipped"] + counts["num_rejected"]
+    )
     assert counts["num_rejected"] > 0
 
 
