@@ -33,11 +33,13 @@ class Wanted:
         image: `volume` or `image` (2D).
         label: `class`, `mask` or `boxes`.
         class_names: names that a class label, or a box label, may use beside its index.
+        modalities: those that DICOM volumes may have; () takes any.
     """
 
     image: str
     label: str
     class_names: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def _image(path: str, files: _Files, wanted: Wanted) -> tuple[ImageSource, Serie
     if path in files.dicom:
         placed = files.dicom[path]
         if wanted.image == "volume":
-            return _stack([placed.series])
+            return _stack([placed.series], wanted)
         if not slice_usable(placed.series):
             raise DataError(
                 placed.series.verdict, placed.series.detail or "the image cannot be used"
@@ -172,11 +174,14 @@ def _image(path: str, files: _Files, wanted: Wanted) -> tuple[ImageSource, Serie
         raise DataError("annotation_unmatched", "the image of a row is not here or cannot be read")
     if wanted.image != "volume":
         raise DataError("annotation_invalid", "the task needs a 2D image, the row names a folder")
-    return _stack(stacks)
+    return _stack(stacks, wanted)
 
 
-def _stack(stacks: Sequence[SeriesRef]) -> tuple[ImageSource, SeriesRef]:
-    usable = [stack for stack in stacks if is_volume(stack)]
+def _stack(stacks: Sequence[SeriesRef], wanted: Wanted) -> tuple[ImageSource, SeriesRef]:
+    volumes = [stack for stack in stacks if is_volume(stack)]
+    usable = [s for s in volumes if not wanted.modalities or s.modality in wanted.modalities]
+    if volumes and not usable:
+        raise DataError("wrong_modality", "the volume of a row is of another modality")
     if len(usable) == 1:
         return series_source(usable[0]), usable[0]
     if usable:

@@ -24,6 +24,7 @@ from medray.errors import DataError
 
 NAME = "dicom_mask_folders"
 _MAX_LABEL_BYTES = 64
+_MODALITIES = frozenset({"CT"})
 
 
 @dataclass(slots=True)
@@ -65,7 +66,9 @@ def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | 
         yield from _case_records(tree, folder, case, members, with_label=with_label)
     for series in sorted(tree.series, key=lambda item: item.series_key):
         if series.series_key not in used:
-            yield unlabelled_rejection(series, "no folder with a mask holds the series")
+            yield unlabelled_rejection(
+                series, "no folder with a mask holds the series", _MODALITIES
+            )
 
 
 def _case_records(
@@ -73,7 +76,7 @@ def _case_records(
 ) -> Iterator[Record | Rejection]:
     anchor = case.masks[0] if case.masks else case.label
     assert anchor is not None
-    usable = [item for item in members if is_volume(item)]
+    usable = [item for item in members if is_volume(item) and item.modality in _MODALITIES]
     chosen = usable[0] if len(usable) == 1 else None
     try:
         yield _record(tree, folder, case, _one_volume(members, usable), with_label=with_label)
@@ -97,6 +100,8 @@ def _one_volume(members: Sequence[SeriesRef], usable: Sequence[SeriesRef]) -> Se
     bad = [item for item in members if item.verdict != "ok"]
     if bad:
         raise DataError(bad[0].verdict, bad[0].detail or "the series cannot be used")
+    if any(is_volume(item) for item in members):
+        raise DataError("wrong_modality", "the volume in the folder of a mask is no CT")
     raise DataError("annotation_unmatched", "the folder of a mask holds no volume")
 
 

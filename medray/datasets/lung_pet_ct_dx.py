@@ -23,6 +23,7 @@ from medray.datasets.tree import (
     series_source,
     slice_distances_mm,
     slice_usable,
+    unlabelled_rejection,
 )
 from medray.datasets.voc import MAX_XML_BYTES, VocAnnotation, parse_voc
 from medray.errors import DataError
@@ -31,6 +32,7 @@ NAME = "lung_pet_ct_dx"
 STREAMS = ("ct", "fused", "both")
 # Order of the class indices; large cell comes last so that leaving it out moves no other class.
 LETTERS = ("A", "B", "G", "E")
+_MODALITIES = frozenset({"CT", "PT"})
 _UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 _PATIENT = re.compile(r"(?:Lung_Dx-)?([A-Za-z]\d{3,5})")
 
@@ -247,9 +249,14 @@ def _series_without_annotation(
 ) -> Iterator[Rejection]:
     for series in sorted(tree.series, key=lambda item: item.series_key):
         if series.series_key not in by_series:
-            yield series_rejection(
-                series, reason="no_label", detail="no slice of the series is annotated", skip=True
-            )
+            # Most series of the collection have no annotation, which is no loss.
+            why = "no slice of the series is annotated"
+            yield unlabelled_rejection(series, why, _modalities(series), skip=True)
+
+
+def _modalities(series: SeriesRef) -> frozenset[str]:
+    """Return what is expected: CT and PET; colour slices carry any modality."""
+    return _MODALITIES | ({series.modality} if series.pixel_layout != "mono" else set())
 
 
 def _series_record(

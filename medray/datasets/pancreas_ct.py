@@ -28,6 +28,7 @@ WITHDRAWN_CASES = frozenset({25, 70})
 _CASE = re.compile(r"PANCREAS_(\d{4})", re.IGNORECASE)
 _LABEL = re.compile(r"(?:^|/)label(\d{4})\.nii(?:\.gz)?$", re.IGNORECASE)
 _HEADER_BYTES = 348
+_MODALITIES = frozenset({"CT"})
 
 
 def matches(tree: SourceTree) -> bool:
@@ -43,7 +44,7 @@ def records(tree: SourceTree) -> Iterator[Record | Rejection]:
     for series in sorted(tree.series, key=lambda item: item.series_key):
         case = _case_of(tree, series)
         if case is None:
-            yield unlabelled_rejection(series, "the series is of no numbered case")
+            yield unlabelled_rejection(series, "the series is of no numbered case", _MODALITIES)
             continue
         by_case[case].append(series)
     for case in sorted(by_case.keys() | labels.keys()):
@@ -85,10 +86,10 @@ def _case_records(
         if label is not None:
             yield label_rejection(label, "annotation_unmatched", detail, skip=True)
         return
-    usable = [item for item in series if is_volume(item) and item.modality == "CT"]
+    usable = [item for item in series if is_volume(item) and item.modality in _MODALITIES]
     if label is None:
         why = "there is no label file for the case"
-        yield from (unlabelled_rejection(item, why) for item in series)
+        yield from (unlabelled_rejection(item, why, _MODALITIES) for item in series)
         return
     chosen = _fitting(tree, usable, label)
     if chosen is None:

@@ -7,17 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from medray.datasets.box_checks import finite_number
-from medray.datasets.paths import relative_path, stem_of
+from medray.datasets.paths import stem_of
 from medray.datasets.record import FileRef, Record, Rejection, SourceTree
 from medray.datasets.tables import has_columns, read_table
 from medray.datasets.tree import (
     Placed,
+    images_without_row,
     label_files,
     label_rejection,
     placed_instances,
-    series_rejection,
     slice_usable,
-    unlabelled_rejection,
 )
 from medray.errors import ConfigError, DataError
 
@@ -26,6 +25,7 @@ _REQUIRED = ("patient_id", "image_id", "laterality", "view")
 # Known before reading an image; biopsy, invasive, BIRADS, density and difficult_negative_case are
 # results of the reading and never features.
 _META = ("site_id", "machine_id", "age", "implant")
+_MODALITIES = frozenset({"MG"})
 _Row = dict[str, str]
 
 
@@ -66,8 +66,10 @@ def records(tree: SourceTree, *, with_label: bool = True) -> Iterator[Record | R
     images = _images(tree)
     breasts = _breast_labels(rows)
     cancer = {patient for (patient, _), labels in breasts.items() if "1" in labels}
+    used: set[str] = set()
     for image_id in sorted(rows):
         item = images.get((rows[image_id][0]["patient_id"], image_id))
+        used.update([item.instance.file.uri] if item else [])
         try:
             row = _only(rows[image_id])
             label = _label(row, breasts) if with_label else -1
@@ -75,7 +77,7 @@ def records(tree: SourceTree, *, with_label: bool = True) -> Iterator[Record | R
         except DataError as error:
             uri = item.instance.file.uri if item else file.uri
             yield Rejection(uri=uri, reason=error.reason, detail=error.detail)
-    yield from _without_row(tree, images, rows)
+    yield from images_without_row(tree, used, _MODALITIES)
 
 
 def _images(tree: SourceTree) -> dict[tuple[str, str], Placed]:
@@ -133,21 +135,3 @@ def _record(row: _Row, label: int, item: Placed | None, *, has_cancer: bool) -> 
         label=label,
         meta=meta,
     )
-
-
-def _without_row(
-    tree: SourceTree, images: Mapping[tuple[str, str], Placed], rows: Mapping[str, Sequence[_Row]]
-) -> Iterator[Rejection]:
-    for (folder, image_id), item in sorted(images.items()):
-        if any(row["patient_id"] == folder for row in rows.get(image_id, [])):
-            continue
-        is_test = "test_images" in relative_path(item.instance.file.uri, tree.root).split("/")
-        detail = (
-            "images of the test folder have no labels"
-            if is_test
-            else "the table has no row for the image"
-        )
-        if is_test:
-            yield series_rejection(item.series, reason="no_label", detail=detail, skip=True)
-        else:
-            yield unlabelled_rejection(item.series, detail)

@@ -5,7 +5,7 @@ Layout (SEEDS_SPEC 5.1): `stage_2_train_labels.csv`, `stage_2_detailed_class_inf
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from medray.datasets.box_checks import Box, check_boxes, finite_number
 from medray.datasets.paths import stem_of
@@ -14,17 +14,18 @@ from medray.datasets.tables import read_table
 from medray.datasets.tree import (
     Placed,
     file_named,
+    images_without_row,
     label_rejection,
     placed_instances,
-    series_rejection,
     slice_usable,
-    unlabelled_rejection,
 )
 from medray.errors import ConfigError, DataError
 
 NAME = "rsna_pneumonia"
 LABELS_FILE = "stage_2_train_labels.csv"
 CLASSES_FILE = "stage_2_detailed_class_info.csv"
+_TRAIN_FOLDER = "stage_2_train_images"
+_MODALITIES = frozenset({"CR", "DX"})
 _SIDES = ("x", "y", "width", "height")
 _CLASSES = {"Lung Opacity": 1, "No Lung Opacity / Not Normal": 0, "Normal": 0}
 _Rows = list[dict[str, str] | None]
@@ -54,37 +55,24 @@ def records(tree: SourceTree) -> Iterator[Record | Rejection]:
             )
             continue
         by_image[row["patientId"]].append(row)
-    placed, test_images = _images(tree)
+    placed = _images(tree)
     for image_id in sorted(by_image):
         try:
             yield _record(image_id, by_image[image_id], placed.get(image_id), classes)
         except DataError as error:
             uri = placed[image_id].instance.file.uri if image_id in placed else file.uri
             yield Rejection(uri=uri, reason=error.reason, detail=error.detail)
-    yield from _unlabelled(placed, test_images, by_image)
+    used = {placed[name].instance.file.uri for name in by_image if name in placed}
+    yield from images_without_row(tree, used, _MODALITIES)
 
 
-def _images(tree: SourceTree) -> tuple[dict[str, Placed], list[Placed]]:
-    """Return training images by id and the images of the test folder, which has no labels."""
+def _images(tree: SourceTree) -> dict[str, Placed]:
+    """Return images by id; of several files of one name that in the training folder counts."""
     placed: dict[str, Placed] = {}
-    test: list[Placed] = []
-    for item in placed_instances(tree):
-        if any(part.endswith("test_images") for part in item.path.split("/")):
-            test.append(item)
-        else:
+    for item in sorted(placed_instances(tree), key=lambda it: _TRAIN_FOLDER not in it.path):
+        if not any(part.endswith("test_images") for part in item.path.split("/")):
             placed.setdefault(stem_of(item.path), item)
-    return placed, test
-
-
-def _unlabelled(
-    placed: Mapping[str, Placed], test: Sequence[Placed], labelled: Mapping[str, object]
-) -> Iterator[Rejection]:
-    for image_id in sorted(placed.keys() - labelled.keys()):
-        item = placed[image_id]
-        yield unlabelled_rejection(item.series, "the label table has no row for the image")
-    for item in test:
-        detail = "images of the test folder have no labels"
-        yield series_rejection(item.series, reason="no_label", detail=detail, skip=True)
+    return placed
 
 
 def _detailed_classes(tree: SourceTree) -> dict[str, set[str]]:

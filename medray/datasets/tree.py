@@ -1,6 +1,6 @@
 """Views on a source tree that several layout readers need."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ _STACK_VERDICTS = frozenset(
     for reason, entry in REASONS.items()
     if entry.stage == "volume" and reason not in {"localizer", "wrong_modality"}
 )
+
+_NO_ROW = "the label table has no row for the image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,49 @@ def series_rejection(
     )
 
 
-def unlabelled_rejection(series: SeriesRef, detail: str) -> Rejection:
-    """Return that a stack has no label; one that is bad by itself keeps its own reason."""
-    if series.verdict == "ok":
-        return series_rejection(series, reason="no_label", detail=detail)
-    return series_rejection(series, skip=series.verdict == "localizer")
+def unlabelled_rejection(
+    series: SeriesRef, detail: str, modalities: Collection[str], *, skip: bool = False
+) -> Rejection:
+    """Return that a stack has no label; one that is bad or foreign by itself keeps that reason.
+
+    Args:
+        series: a stack that no label names.
+        detail: how it lacks a label.
+        modalities: those of the layout; another one is `wrong_modality`.
+        skip: an unlabelled stack is ordinary here and no loss.
+    """
+    if series.verdict != "ok":
+        return series_rejection(series, skip=skip or series.verdict == "localizer")
+    if series.modality not in modalities:
+        detail = "the series is of a modality that the layout does not have"
+        return series_rejection(series, reason="wrong_modality", detail=detail)
+    return series_rejection(series, reason="no_label", detail=detail, skip=skip)
+
+
+def images_without_row(
+    tree: SourceTree, used: Collection[str], modalities: Collection[str]
+) -> Iterator[Rejection]:
+    """Return the images that no row of a label table named; those of a test folder are skipped.
+
+    Args:
+        tree: every series that is there.
+        used: URIs of the images that rows named.
+        modalities: those of the layout.
+    """
+    for series in sorted(tree.series, key=lambda item: item.series_key):
+        free = [item for item in series.instances if item.file.uri not in used]
+        if not free:
+            continue
+        if len(free) == len(series.instances):
+            folders = relative_path(free[0].file.uri, tree.root).split("/")[:-1]
+            is_test = any(folder.endswith("test_images") for folder in folders)
+            why = "images of the test folder have no labels" if is_test else _NO_ROW
+            yield unlabelled_rejection(series, why, modalities, skip=is_test)
+            continue
+        for item in free:
+            yield Rejection(
+                uri=item.file.uri, reason="no_label", detail=_NO_ROW, series_uid=series.series_uid
+            )
 
 
 def label_rejection(file: FileRef, reason: str, detail: str, *, skip: bool = False) -> Rejection:

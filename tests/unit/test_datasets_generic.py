@@ -17,7 +17,9 @@ from medray.datasets.tcia_manifest import check_manifests
 from medray.errors import ConfigError
 from tests.unit.fake_trees import fake_series, fake_tree, parts, reasons, write
 
-VOLUME = datalist.Wanted(image="volume", label="class", class_names=("normal", "ill"))
+VOLUME = datalist.Wanted(
+    image="volume", label="class", class_names=("normal", "ill"), modalities=("CT",)
+)
 MASK = datalist.Wanted(image="volume", label="mask")
 BOXES = datalist.Wanted(image="image", label="boxes", class_names=("tumour",))
 
@@ -140,6 +142,7 @@ ROWS = [
     ({"image": "single", "label": 0}, "too_few_slices"),
     ({"image": "two", "label": 0}, "annotation_unmatched"),
     ({"image": GOOD_IMAGE, "label": 0, "mask": "none.nii"}, "no_label"),
+    ({"image": "mr", "label": 0}, "wrong_modality"),
 ]
 
 
@@ -152,6 +155,7 @@ def test_datalist_each_bad_row_has_its_reason(tmp_path, row, reason):
         fake_series(tmp_path, "single", series_uid="1.1.2", kind="image"),
         fake_series(tmp_path, "two/a", series_uid="1.1.3"),
         fake_series(tmp_path, "two/b", series_uid="1.1.4"),
+        fake_series(tmp_path, "mr", series_uid="1.1.5", modality="MR"),
     ]
     dump(tmp_path, training=[row])
     records, rejected, _ = parts(datalist.records(fake_tree(tmp_path, series), VOLUME))

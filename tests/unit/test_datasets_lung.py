@@ -214,3 +214,15 @@ def test_the_real_boxes_lie_on_real_slices(real_data):
     classes, rejected, _ = parts(series_records(tree))
     assert [r.label for r in classes] == [0] * len(classes)
     assert len(classes) + len(rejected) == 2
+
+
+def test_foreign_series_are_told_from_unannotated_ones(tmp_path):
+    series = [
+        fake_series(tmp_path, "a", series_uid="1.2.1", modality="PT"),
+        fake_series(tmp_path, "b", series_uid="1.2.2", modality="MR"),
+        fake_series(tmp_path, "c", series_uid="1.2.3", modality="OT", pixel_layout="rgb"),
+        fake_series(tmp_path, "d", series_uid="1.2.4", verdict="missing_slices"),
+    ]
+    _, rejected, skipped = parts(slice_records(fake_tree(tmp_path, series)))
+    assert reasons(rejected) == ["wrong_modality"]
+    assert reasons(skipped) == ["missing_slices", "no_label", "no_label"]

@@ -243,3 +243,9 @@ def test_folders_each_fault_has_its_reason(tmp_path):
     expected = [reason for _, reason in FOLDER_FAULTS.values()]
     expected += ["annotation_unmatched", "no_label", "annotation_unmatched", "annotation_invalid"]
     assert reasons(rejected) == sorted(expected)
+
+
+def test_masks_need_a_ct(tmp_path):
+    series = [folder_case(tmp_path, "a", modality="MR")]
+    _, rejected, _ = parts(dicom_mask_folders.records(fake_tree(tmp_path, series)))
+    assert reasons(rejected) == ["wrong_modality"]

@@ -10,6 +10,7 @@ HEADER = "patientId,x,y,width,height,Target\n"
 
 
 def images(root, names, *, folder="stage_2_train_images", verdicts=None, patient=""):
+    """One file a series, as radiographs (no patient folder) or mammograms."""
     verdicts = verdicts or {}
     return [
         fake_series(
@@ -18,7 +19,7 @@ def images(root, names, *, folder="stage_2_train_images", verdicts=None, patient
             series_uid=f"1.2.3.{patient}{n}.{crc32(folder.encode())}",
             patient_id=patient or name,
             kind="image",
-            modality="MG",
+            modality="MG" if patient else "CR",
             matrix=(1024, 1024),
             names=[f"{name}.dcm"],
             verdict=verdicts.get(name, "ok"),
@@ -73,14 +74,20 @@ def test_pneumonia_each_fault_has_its_reason(tmp_path):
     names = [*PNEUMONIA_FAULTS, "good", "rowless"]
     series = images(tmp_path, names, verdicts={"g2": "decode_error"})
     series += images(tmp_path, ["t1", "t2"], folder="stage_2_test_images")
+    series.append(fake_series(tmp_path, "other", series_uid="1.7", modality="MR"))
+    series.append(fake_series(tmp_path, "other", series_uid="1.8", verdict="missing_slices"))
+    stray = ["good.dcm", "rowless.dcm", "more.dcm"]  # a copy of a labelled image counts as well
+    series.append(fake_series(tmp_path, "zz", series_uid="1.9", modality="CR", names=stray))
     records, rejected, skipped = parts(rsna_pneumonia.records(fake_tree(tmp_path, series)))
     assert [r.patient_id for r in records] == ["good"]
     expected = [reason for _, reason in PNEUMONIA_FAULTS.values()]
     expected += ["annotation_unmatched", "no_label"] + ["annotation_invalid"] * 3
+    expected += ["wrong_modality", "missing_slices", "no_label"]
     assert reasons(rejected) == sorted(expected)
     assert reasons(skipped) == ["no_label"] * 2
-    # offered: 13 ids with rows, 3 unreadable rows, one image without row; two test images skipped
-    assert len(records) + len(rejected) == 17
+    # offered: 13 ids with rows, 3 unreadable rows, one image without row, three
+    # series that no row names; two test images are skipped
+    assert len(records) + len(rejected) == 20
 
 
 def test_tables_of_other_layouts_are_refused(tmp_path):

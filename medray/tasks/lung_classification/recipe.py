@@ -83,7 +83,7 @@ def recipe() -> Recipe[Hparams]:
 def records(tree: SourceTree, hp: Hparams) -> Iterator[Record | Rejection]:
     """Offer one record per annotated CT series."""
     names = (*CLASS_NAMES, "large_cell") if hp.large_cell else CLASS_NAMES
-    wanted = datalist.Wanted(image="volume", label="class", class_names=names)
+    wanted = datalist.Wanted(image="volume", label="class", class_names=names, modalities=("CT",))
     series = partial(
         lung_pet_ct_dx.series_records, large_cell=hp.large_cell, pet_channel=hp.pet_channel
     )

@@ -81,7 +81,9 @@ def recipe() -> Recipe[Hparams]:
 def records(tree: SourceTree, hp: Hparams) -> Iterator[Record | Rejection]:
     """Offer one record per CT volume with a mask and a class."""
     del hp
-    wanted = datalist.Wanted(image="volume", label="class", class_names=CLASS_NAMES)
+    wanted = datalist.Wanted(
+        image="volume", label="class", class_names=CLASS_NAMES, modalities=("CT",)
+    )
     return read_layout(
         tree,
         {

@@ -81,7 +81,7 @@ def recipe() -> Recipe[Hparams]:
 def records(tree: SourceTree, hp: Hparams) -> Iterator[Record | Rejection]:
     """Offer one record per CT volume with a mask."""
     del hp
-    wanted = datalist.Wanted(image="volume", label="mask")
+    wanted = datalist.Wanted(image="volume", label="mask", modalities=("CT",))
     return read_layout(
         tree,
         {
