@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 import medray
 from medray.errors import ConfigError, DataError, GateError
@@ -27,19 +27,21 @@ app = typer.Typer(
     name="medray",
     help="Piles of DICOM to trained, tuned, evaluated and served models, on Ray.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 Out = Annotated[str, typer.Option("--out", help="Output folder or URI (s3://...).")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster; default: the job's own, else a local one.")
+    str | None,
+    typer.Option("--address", help="Ray cluster; default: the job's own, else a local one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Last line of stdout is the summary as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and Ray's own log.")]
-Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Folders, files, zips or URIs.")]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SRC...", help="Folders, files, zips or URIs.")
+]
 
 
 def _with_ray(
@@ -86,7 +88,7 @@ def convert(
     out: Out,
     spacing: Annotated[str, typer.Option(help="native, MM, or Z,Y,X in mm.")] = "native",
     size: Annotated[str, typer.Option(help="Z,Y,X in voxels.")] = "",
-    format: Annotated[str, typer.Option(help="nifti.gz or nifti.")] = "nifti.gz",  # noqa: A002
+    format: Annotated[str, typer.Option(help="nifti.gz or nifti.")] = "nifti.gz",
     proof: Annotated[bool, typer.Option(help="Read every volume back with another reader.")] = True,
     address: Address = None,
     as_json: AsJson = False,
@@ -112,11 +114,17 @@ def convert(
 @app.command()
 def prepare(
     task: Annotated[str, typer.Argument(help="A task of `medray info`.")],
-    data: Annotated[str, typer.Option("--data", help="Folder with images and labels, or a datalist.json.")],
+    data: Annotated[
+        str, typer.Option("--data", help="Folder with images and labels, or a datalist.json.")
+    ],
     out: Out,
     layout: Annotated[str, typer.Option(help="Layout of the data; default: detected.")] = "",
-    labels: Annotated[str, typer.Option(help="Where the labels lie; default: beside the images.")] = "",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="name=value of a hyperparameter.")] = None,
+    labels: Annotated[
+        str, typer.Option(help="Where the labels lie; default: beside the images.")
+    ] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value of a hyperparameter.")
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="The recipe's small preset.")] = False,
     export: Annotated[str, typer.Option(help="Also write boxes as yolo or coco.")] = "",
     address: Address = None,
@@ -224,11 +232,15 @@ def bench(
     """
     from medray.engine.bench import STAGES
     from medray.engine.bench import bench as run_bench
+    from medray.tasks import get_recipe
 
     if stage and stage not in STAGES:
         raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(STAGES)}")
     stages = (stage,) if stage else STAGES
-    summary = _with_ray(lambda: run_bench(stages, out, small=small), address=None, debug=debug)
+    recipe = get_recipe(_first_task())
+    summary = _with_ray(
+        lambda: run_bench(stages, out, recipe=recipe, small=small), address=None, debug=debug
+    )
     if not quiet:
         for row in summary["rows"]:
             typer.echo(_bench_line(row))
@@ -264,11 +276,19 @@ def chaos(
 
     if stage and stage not in STAGES:
         raise ConfigError(f"no chaos run named {stage!r}; choose one of {', '.join(STAGES)}")
-    summary = run_chaos((stage,) if stage else STAGES, out, kills=kills, seed=seed, quiet=quiet)
+    stages = (stage,) if stage else STAGES
+    summary = run_chaos(stages, out, kills=kills, seed=seed, task=_first_task(), quiet=quiet)
     if as_json:
         typer.echo(json.dumps(summary, sort_keys=True))
     if not summary["passed"]:
         raise typer.Exit(EXIT_INTERNAL)
+
+
+def _first_task() -> str:
+    """Return the task whose phantom stands for all where one is enough."""
+    from medray.tasks import TASKS
+
+    return next(iter(TASKS))
 
 
 def _spacing(value: str) -> tuple[float, ...]:
@@ -281,7 +301,9 @@ def _spacing(value: str) -> tuple[float, ...]:
         parts = ()
     parts = parts * 3 if len(parts) == 1 else parts
     if len(parts) != 3 or not all(0.05 <= part <= 100 for part in parts):
-        raise ConfigError(f"--spacing must be native, MM or Z,Y,X in mm (0.05 to 100), got {value!r}")
+        raise ConfigError(
+            f"--spacing must be native, MM or Z,Y,X in mm (0.05 to 100), got {value!r}"
+        )
     return parts
 
 
@@ -323,12 +345,10 @@ def run(arguments: Sequence[str]) -> int:
     _keep_values_out_of_warnings(debug=debug)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = app(args=list(arguments), prog_name="medray", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        return _fail(EXIT_USAGE, error.format_message(), debug=False)
-    except (KeyboardInterrupt, click.Abort):
+        result = app(args=list(arguments) or ["--help"], prog_name="medray", standalone_mode=False)
+    except TyperException as error:
+        return _fail(EXIT_USAGE, f"{error.format_message()} (see medray --help)", debug=False)
+    except (KeyboardInterrupt, typer.Abort):
         _say("interrupted; finished work is kept, run the same command to go on")
         return EXIT_INTERRUPTED
     except ConfigError as error:

@@ -57,7 +57,9 @@ def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = _COLUMNS) -> by
     return out.getvalue()
 
 
-def _telling_plane(image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _telling_plane(
+    image: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the plane with most mask, else the middle one; (H, W) or (H, W, 3)."""
     if mask is not None:
         mask = mask.reshape(mask.shape[-3:]) if mask.ndim > 3 else mask

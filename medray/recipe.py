@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -64,5 +65,5 @@ class Recipe(Generic[HparamsT]):
     lesion_in_each: bool = False
     lesion_boxes: bool = False
     phantom: Callable[..., Mapping[str, Any]]
-    phantom_baseline: Callable[[str], Mapping[str, float]]
+    phantom_baseline: Callable[[Path], Mapping[str, float]]
     prepare_peak_factor: float = 4.0

@@ -135,7 +135,9 @@ def test_the_command_line_is_frozen() -> None:
     group = typer.main.get_command(app)
     found = {}
     for name, command in group.commands.items():  # type: ignore[attr-defined]
-        options = {o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")}
+        options = {
+            o for p in command.params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")
+        }
         found[name] = options - {"--help"}
     assert found == COMMANDS
     assert {p.stem for p in JOBS} - {"__init__"} == set(COMMANDS)

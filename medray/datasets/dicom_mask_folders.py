@@ -1,7 +1,8 @@
 """One folder a patient: a DICOM series, one mask file and, for a class, a text file `label`.
 
 Layout (SEEDS_SPEC 4.1, G2): `<patient>/*.dcm`, `<patient>/*.nrrd` or
-`<patient>/segmentation.nii.gz`, `<patient>/label` with 0 or 1. Images and labels may lie under two roots with equal folder names.
+`<patient>/segmentation.nii.gz`, `<patient>/label` with 0 or 1. Images and labels may lie under two
+roots with equal folder names.
 """
 
 from collections import defaultdict

@@ -15,7 +15,8 @@ from medray.dicom.decoder import DecodedInstance
 from medray.dicom.pet import suv_factor
 from medray.dicom.volume import assemble_volume
 from medray.errors import DataError
-from medray.formats import read_image, read_volume
+from medray.formats.images import read_image
+from medray.formats.volumes import read_volume
 from medray.volume import Image2D, Volume
 
 
@@ -94,7 +95,8 @@ def _one(source: ImageSource, io: SampleIO) -> DecodedInstance:
 
 
 def _volume_file(source: ImageSource, io: SampleIO) -> Volume:
-    volume = read_volume(io.read(source.files[0]))
+    file = source.files[0]
+    volume = read_volume(io.read(file), file.uri.rpartition("/")[2])
     if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
         raise DataError("non_finite_pixels", "the volume holds NaN or infinite values")
     return volume
@@ -138,7 +140,7 @@ def _boxes(record: Record, image: Volume | Image2D) -> np.ndarray | None:
     height, width = image.array.shape[:2] if isinstance(image, Image2D) else image.array.shape[1:]
     if record.meta.get("boxes_unit") == "share":
         boxes = boxes * np.array([width, height, width, height])
-    check_boxes((tuple(box) for box in boxes.tolist()), width=width, height=height)
+    check_boxes(((a, b, c, d) for a, b, c, d in boxes.tolist()), width=width, height=height)
     return boxes
 
 

@@ -31,7 +31,7 @@ NAME = "lung_pet_ct_dx"
 STREAMS = ("ct", "fused", "both")
 # Order of the class indices; large cell comes last so that leaving it out moves no other class.
 LETTERS = ("A", "B", "G", "E")
-_UID = re.compile(r"[0-9]+(\.[0-9]+){3,}")
+_UID = re.compile(r"[0-9]+(\.[0-9]+){2,}")
 _PATIENT = re.compile(r"(?:Lung_Dx-)?([A-Za-z]\d{3,5})")
 
 
@@ -156,7 +156,7 @@ def _read_one(
 
 
 def _patient(path: str, patient_id: str) -> str:
-    """Return the patient as the annotation folders name it (`A0001`), empty if it cannot be told."""
+    """Return the patient as the annotation folders name it (`A0001`), empty if unknown."""
     for text in (patient_id, *reversed(path.split("/")[:-1])):
         hit = _PATIENT.fullmatch(text.strip())
         if hit:
@@ -260,14 +260,9 @@ def _series_record(
     large_cell: bool,
     pet_channel: bool,
 ) -> Record | Rejection:
-    if series.modality != "CT" or series.pixel_layout != "mono":
-        detail = "the annotated series is no grey CT"
-        return series_rejection(series, reason="wrong_modality", detail=detail, skip=True)
-    if not is_volume(series):
-        detail = "" if series.verdict != "ok" else "the annotated series is no volume"
-        return series_rejection(
-            series, reason="" if detail == "" else "too_few_slices", detail=detail
-        )
+    refusal = _volume_refusal(series)
+    if refusal is not None:
+        return refusal
     names = tuple(name for item in items for name in item.annotation.names)
     letter, agreement = letter_of(items[0].patient, names)
     if letter not in LETTERS:
@@ -276,13 +271,10 @@ def _series_record(
     if letter == "E" and not large_cell:
         detail = "large cell carcinoma is left out by the option"
         return series_rejection(series, reason="label_unknown", detail=detail, skip=True)
-    extra = {}
-    if pet_channel:
-        pet = study_pet(tree.series, series.study_uid)
-        if pet is None:
-            detail = "the study has no PET series that forms a volume"
-            return series_rejection(series, reason="wrong_modality", detail=detail)
-        extra["pet"] = series_source(pet)
+    pet = study_pet(tree.series, series.study_uid) if pet_channel else None
+    if pet_channel and pet is None:
+        detail = "the study has no PET series that forms a volume"
+        return series_rejection(series, reason="wrong_modality", detail=detail)
     centre = tumour_centre_mm(series, [(item.placed.instance, item.boxes) for item in items])
     return Record(
         name=relative_path(series.instances[0].file.uri, tree.root),
@@ -290,6 +282,19 @@ def _series_record(
         image=series_source(series),
         strata=letter,
         label=LETTERS.index(letter),
-        extra_images=extra,
+        extra_images={"pet": series_source(pet)} if pet else {},
         meta={"histology": letter, "xml_agreement": agreement, "tumour_centre_lps_mm": centre},
     )
+
+
+def _volume_refusal(series: SeriesRef) -> Rejection | None:
+    """Return why an annotated series is no CT volume, None if it is one."""
+    if series.modality != "CT" or series.pixel_layout != "mono":
+        detail = "the annotated series is no grey CT"
+        return series_rejection(series, reason="wrong_modality", detail=detail, skip=True)
+    if is_volume(series):
+        return None
+    if series.verdict != "ok":
+        return series_rejection(series)
+    detail = "the annotated series is no volume"
+    return series_rejection(series, reason="too_few_slices", detail=detail)

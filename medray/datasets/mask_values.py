@@ -17,8 +17,8 @@ def organ_mask(mask: np.ndarray, value: int) -> np.ndarray:
             them, or the lowest, has put a spleen into a pancreas before (SEEDS_SPEC 4.7).
     """
     if value:
-        return (mask == value).astype(np.uint8)
+        return np.asarray(mask == value, dtype=np.uint8)
     values = np.unique(mask)
     if np.count_nonzero(values) > 1:
         raise DataError("label_unknown", "the mask has several labels; choose one with mask_value")
-    return (mask != 0).astype(np.uint8)
+    return np.asarray(mask != 0, dtype=np.uint8)

@@ -6,6 +6,7 @@ passes any check of shapes on square matrices.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _slice_overlap(organ: np.ndarray) -> float:
     """Return the median Dice of neighbouring labelled slices, 1 where there are too few."""
     labelled = np.flatnonzero(organ.any(axis=(1, 2)))
     scores = []
-    for below, above in zip(labelled[:-1], labelled[1:], strict=True):
+    for below, above in pairwise(labelled):
         sizes = int(organ[below].sum()) + int(organ[above].sum())
         shared = int((organ[below] & organ[above]).sum())
         scores.append(2 * shared / sizes if above == below + 1 else 0.0)

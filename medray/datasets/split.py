@@ -148,6 +148,6 @@ def _divide(
 
 
 def _folds(strata: Mapping[str, str], options: SplitOptions) -> dict[str, int]:
-    """Deal patients out to the folds, stratum after stratum, so that sizes differ by one at most."""
+    """Deal patients out to the folds, stratum after stratum; sizes differ by one at most."""
     dealt = [patient for group in _groups(strata, options, 1) for patient in group]
     return {patient: position % options.folds for position, patient in enumerate(dealt)}

@@ -14,7 +14,7 @@ from medray.errors import DataError
 MAX_XML_BYTES = 1 << 20
 _MAX_DEPTH = 20
 # A slice with more is none that a person annotated; it also bounds time and memory.
-_MAX_ELEMENTS = 10_000
+_MAX_ELEMENTS = 5_000
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 

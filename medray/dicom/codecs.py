@@ -29,6 +29,7 @@ _MAX_MARKERS = 1000
 # PackBits makes at most 128 bytes out of 2.
 _RLE_MAX_RATIO = 64
 _BOMB_BYTES = 16 << 20
+_MAX_PADDING_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,12 +197,29 @@ def _check_codestream(stream: Codestream, spec: FrameSpec) -> None:
         raise DataError("bomb_suspected", f"the codestream declares {declared} bytes in one frame")
     if (stream.rows, stream.columns, stream.samples) != (spec.rows, spec.columns, spec.samples):
         raise DataError("decode_error", "codestream and header disagree on the frame's size")
-    if stream.precision > spec.bits_allocated:
-        raise DataError("decode_error", "the codestream has more bits than the header allocates")
+    if not 1 <= stream.precision <= spec.bits_allocated:
+        raise DataError("decode_error", "the codestream's depth does not fit the bits allocated")
+
+
+def _check_end(frame: bytes) -> None:
+    """Refuse a codestream without its end marker: the codecs fill what is missing and say nothing.
+
+    Raises:
+        DataError: `decode_error`.
+    """
+    # Padding after the marker is one byte by the standard, and more in the wild.
+    if b"\xff\xd9" not in frame[-_MAX_PADDING_BYTES:].rstrip(b"\0")[-16:]:
+        raise DataError("decode_error", "the codestream has no end marker")
 
 
 def extend_bits(values: np.ndarray, bits: int, dtype: np.dtype[np.generic]) -> np.ndarray:
-    """Keep the low `bits` of each value, as two's complement where `dtype` is signed (PS3.5 8.1.1)."""
+    """Keep the low `bits` of each value, as two's complement where `dtype` is signed (PS3.5 8.1.1).
+
+    Values that need no change come back as they are, not copied.
+    """
+    low, high = (-(1 << bits - 1), 1 << bits - 1) if dtype.kind == "i" else (0, 1 << bits)
+    if values.dtype.newbyteorder("=") == dtype and low <= values.min() and values.max() < high:
+        return values
     out = values.astype(dtype)
     shift = 8 * dtype.itemsize - bits
     if shift:
@@ -237,6 +255,7 @@ def to_rgb(values: np.ndarray, photometric: str) -> np.ndarray:
 def _decode_jpeg(frame: bytes, spec: FrameSpec) -> np.ndarray:
     stream = read_jpeg_header(frame, _JPEG_FRAMES)
     _check_codestream(stream, spec)
+    _check_end(frame)
     if spec.samples == 1:
         return _fit(jpeg8_decode(frame), stream, spec)
     ybr = (stream.colour or ("YBR" if spec.photometric in _YBR else "RGB")) == "YBR"
@@ -250,6 +269,7 @@ def _decode_jpeg(frame: bytes, spec: FrameSpec) -> np.ndarray:
 def _decode_jpegls(frame: bytes, spec: FrameSpec) -> np.ndarray:
     stream = read_jpeg_header(frame, _JPEG_LS_FRAMES)
     _check_codestream(stream, spec)
+    _check_end(frame)
     values = jpegls_decode(frame)
     if spec.samples > 1 and values.shape == (spec.samples, spec.rows, spec.columns):
         values = np.moveaxis(values, 0, -1)  # interleave mode "none" is planar
@@ -259,6 +279,7 @@ def _decode_jpegls(frame: bytes, spec: FrameSpec) -> np.ndarray:
 def _decode_j2k(frame: bytes, spec: FrameSpec) -> np.ndarray:
     stream = read_j2k_header(frame)
     _check_codestream(stream, spec)
+    _check_end(frame)
     # OpenJPEG for HTJ2K as well: the wheel's OpenJPH wraps 256 to 0 in lossy 8 bit codestreams.
     # The bare codestream: the colour boxes of a JP2 wrapper must not outvote the DICOM header.
     values = jpeg2k_decode(frame[stream.start :] if stream.start else frame, numthreads=1)
@@ -286,7 +307,9 @@ def _decode_deflated(frame: bytes, spec: FrameSpec) -> np.ndarray:
     flat = inflate(frame, limit=spec.frame_bytes + 1)
     if len(flat) < spec.frame_bytes:
         raise DataError("pixel_length_mismatch", "the inflated frame is too short")
-    values = np.frombuffer(flat, spec.dtype.newbyteorder("<"), spec.rows * spec.columns * spec.samples)
+    values = np.frombuffer(
+        flat, spec.dtype.newbyteorder("<"), spec.rows * spec.columns * spec.samples
+    )
     values = extend_bits(values.reshape(spec.shape), spec.bits_stored, spec.dtype)
     return to_rgb(values, spec.photometric)
 

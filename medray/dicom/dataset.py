@@ -22,6 +22,8 @@ _PREAMBLE_BYTES = 132
 _MAGIC = b"DICM"
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 _META_PROBE_BYTES = 4096
+# Private information may make group 0002 long, but not this long.
+_MAX_META_BYTES = 1 << 20
 # A header that inflates to more than this is a bomb: real ones stay below one MiB.
 MAX_INFLATED_HEADER_BYTES = 64 << 20
 _PIXEL_TAGS = frozenset(Tag(t) for t in (0x7FE00008, 0x7FE00009, 0x7FE00010))
@@ -41,14 +43,15 @@ def looks_like_dicom(head: bytes) -> bool:
     if head[4:6].isalpha() and head[4:6].isupper() and (little in (2, 8) or big == 8):
         return True
     length = struct.unpack("<I", head[4:8])[0]
-    return little == 8 and length <= 256 and struct.unpack("<H", head[2:4])[0] <= 0x100
+    element = struct.unpack("<H", head[2:4])[0]
+    return bool(little == 8 and length <= 256 and element <= 0x100)
 
 
 def open_dataset(
     stream: BinaryIO,
     *,
     stop_before_pixels: bool,
-    tags: tuple[str, ...] | None = None,
+    tags: tuple[str | int, ...] | None = None,
     max_inflated_bytes: int = MAX_INFLATED_HEADER_BYTES,
 ) -> tuple[Dataset, bool]:
     """Parse a DICOM stream; return the data set and whether pixel data follow or are in it.
@@ -65,7 +68,7 @@ def open_dataset(
         raise DataError("not_dicom", "the file has no DICM mark and no DICOM elements")
     stream.seek(0)
     try:
-        if _DEFLATED in head:
+        if is_deflated(stream):
             return _open_deflated(stream, stop_before_pixels, tags, max_inflated_bytes)
         seen = _PixelStop(stop_before_pixels)
         dataset = pydicom.filereader.read_partial(
@@ -85,6 +88,21 @@ def open_dataset(
     return dataset, seen.met
 
 
+def is_deflated(stream: BinaryIO) -> bool:
+    """Tell whether group 0002 may name the deflated syntax; pydicom would inflate without a bound.
+
+    Raises:
+        DataError: `too_large` if the group is longer than any real one.
+    """
+    head = stream.read(_META_PROBE_BYTES)
+    if len(head) == _META_PROBE_BYTES and _end_of_meta(head)[0] + 12 > len(head):
+        head += stream.read(_MAX_META_BYTES)
+        if len(head) > _MAX_META_BYTES and _end_of_meta(head)[0] > _MAX_META_BYTES:
+            raise DataError("too_large", "the file meta information is too long")
+    stream.seek(0)
+    return _DEFLATED in head
+
+
 class _PixelStop:
     """Stops the parser at the pixel data and remembers that it got there."""
 
@@ -100,7 +118,7 @@ class _PixelStop:
 
 
 @lru_cache(maxsize=8)
-def _tag_list(tags: tuple[str, ...] | None) -> list[BaseTag] | None:
+def _tag_list(tags: tuple[str | int, ...] | None) -> list[BaseTag | int] | None:
     return None if tags is None else [Tag(tag) for tag in tags]
 
 
@@ -111,7 +129,7 @@ def _require_content(dataset: Dataset) -> None:
 
 
 def _open_deflated(
-    stream: BinaryIO, stop: bool, tags: tuple[str, ...] | None, limit: int
+    stream: BinaryIO, stop: bool, tags: tuple[str | int, ...] | None, limit: int
 ) -> tuple[Dataset, bool]:
     """Inflate at most `limit` bytes, then parse; pydicom itself would inflate without a bound."""
     raw = stream.read()
@@ -152,7 +170,7 @@ def _end_of_meta(raw: bytes) -> tuple[int, str]:
     """Return where group 0002 ends and the transfer syntax in it (always explicit VR LE)."""
     offset = _PREAMBLE_BYTES if has_dicom_mark(raw) else 0
     syntax = ""
-    while offset + 8 <= len(raw):
+    while offset + 12 <= len(raw):
         group, element = struct.unpack_from("<HH", raw, offset)
         if group != 2:
             break
@@ -190,9 +208,9 @@ def _value(dataset: Dataset, keyword: str) -> Any:
         raw, vr = element.value, element.VR or vr
         if not raw:
             return None
-        if vr in _TEXT_VRS and isinstance(raw, bytes) and raw.isascii():
+        if vr in _TEXT_VRS and raw.isascii():
             return raw.decode("ascii").rstrip("\0 ")
-        if vr in _SHORT_VRS and isinstance(raw, bytes) and len(raw) % 2 == 0:
+        if vr in _SHORT_VRS and len(raw) % 2 == 0:
             order = "<" if element.is_little_endian else ">"
             return list(struct.unpack(f"{order}{len(raw) // 2}{_SHORT_VRS[vr]}", raw))
     return dataset[tag].value

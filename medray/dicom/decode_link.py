@@ -27,9 +27,12 @@ class ChildGoneError(Exception):
 
 
 class _Limits(Protocol):
-    max_memory_bytes: int
-    max_frame_bytes: int
-    max_pixels_bytes: int
+    @property
+    def max_memory_bytes(self) -> int: ...
+    @property
+    def max_frame_bytes(self) -> int: ...
+    @property
+    def max_pixels_bytes(self) -> int: ...
 
 
 class ChildLink:

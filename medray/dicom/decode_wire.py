@@ -1,13 +1,7 @@
-"""What the decoder and its child process agree on: setup, lines on pipes, memory files."""
+"""What the decoder and its child agree on: setup, lines on pipes, memory files. Imports nothing."""
 
-import base64
 import os
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-
-from medray.dicom.tables import LutTable, LutTables
 
 # One file is decoded while the next one is copied in.
 NUM_SLOTS = 2
@@ -41,27 +35,6 @@ def grow_memory_file(descriptor: int, size: int) -> None:
     """Make a memory file hold `size` bytes; it grows in powers of two and never shrinks."""
     if os.fstat(descriptor).st_size < size:
         os.ftruncate(descriptor, 1 << max(_MIN_FILE_BITS, (size - 1).bit_length()))
-
-
-def tables_to_json(tables: LutTables) -> list[list[Any]]:
-    """Return `[kind, first, bits, base64 of little-endian uint16]` of each table."""
-    kinds = [("modality", tables.modality)] if tables.modality else []
-    kinds += [("voi", table) for table in tables.voi]
-    return [
-        [kind, table.first, table.bits, base64.b64encode(table.data.astype("<u2").tobytes()).decode()]
-        for kind, table in kinds
-    ]
-
-
-def tables_from_json(raw: list[list[Any]]) -> LutTables:
-    """Return the tables that `tables_to_json` wrote."""
-    found = [
-        (kind, LutTable(int(first), int(bits), np.frombuffer(base64.b64decode(data), "<u2")))
-        for kind, first, bits, data in raw
-    ]
-    modality = [table for kind, table in found if kind == "modality"]
-    voi = tuple(table for kind, table in found if kind == "voi")
-    return LutTables(modality=modality[0] if modality else None, voi=voi)
 
 
 def send_line(descriptor: int, line: bytes) -> None:

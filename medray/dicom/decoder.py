@@ -1,7 +1,7 @@
 """Decoding foreign DICOM files in a child process, with a memory cap and a time limit.
 
-Native codecs abort on hostile bytes, hang and eat memory; here each of these costs one file a reason
-code, and the next file goes on (docs/DESIGN section 10).
+Native codecs abort on hostile bytes, hang and eat memory; here each of these costs one file a
+reason code, and the next file goes on (docs/DESIGN section 10).
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from medray.dicom.decode_link import ChildGoneError, ChildLink
-from medray.dicom.decode_wire import NUM_SLOTS, grow_memory_file, tables_from_json
+from medray.dicom.decode_wire import NUM_SLOTS, grow_memory_file
 from medray.dicom.header import InstanceHeader
-from medray.dicom.tables import LutTables
+from medray.dicom.tables import LutTables, tables_from_json
 from medray.errors import REASONS, DataError
 
 _MAX_DEATHS = 2
@@ -30,7 +30,9 @@ _KEEP_BYTES = 64 << 20
 # The worker's own alarm comes after the parent's limit: it is for parents that are gone.
 _ALARM_SLACK_S = 5.0
 _SIGALRM = 14
-_DTYPES = frozenset({"|u1", "|i1"} | {e + t for e in "<>" for t in ("u2", "i2", "u4", "i4", "f4", "f8")})
+_DTYPES = frozenset(
+    {"|u1", "|i1"} | {e + t for e in "<>" for t in ("u2", "i2", "u4", "i4", "f4", "f8")}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,9 @@ class PixelDecoder:
         plugins: modules that the child imports at its start, to register codecs.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, *, plugins: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, limits: DecodeLimits | None = None, *, plugins: tuple[str, ...] = ()
+    ) -> None:
         self.limits = limits or DecodeLimits()
         self._plugins = plugins
         self._reset()
@@ -270,7 +274,9 @@ class PixelDecoder:
             return
         if message is None:
             self._kill_worker(link)
-            self._settle(job, DataError("decode_timeout", f"decoding took longer than {limit:.0f} s"))
+            self._settle(
+                job, DataError("decode_timeout", f"decoding took longer than {limit:.0f} s")
+            )
         elif "epoch" in message:
             for other in self._flying:
                 other.sent = False
@@ -292,7 +298,9 @@ class PixelDecoder:
         if signal_number == _SIGALRM:
             self._settle(job, DataError("decode_timeout", "decoding took longer than the limit"))
         elif job.deaths >= _MAX_DEATHS:
-            self._settle(job, DataError("decoder_crashed", "the decoder's process died on it twice"))
+            self._settle(
+                job, DataError("decoder_crashed", "the decoder's process died on it twice")
+            )
 
     def _settle(
         self, job: _Job, outcome: tuple[dict[str, Any], bytes, np.ndarray] | DataError

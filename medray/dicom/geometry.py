@@ -50,7 +50,8 @@ class StackGeometry:
 def slice_normal(orientation: Sequence[float]) -> np.ndarray:
     """Return the unit normal, row cosines x column cosines."""
     normal = np.cross(np.asarray(orientation[:3]), np.asarray(orientation[3:6]))
-    return normal / np.linalg.norm(normal)
+    unit: np.ndarray = normal / np.linalg.norm(normal)
+    return unit
 
 
 def stack_geometry(planes: Sequence[Plane]) -> StackGeometry:

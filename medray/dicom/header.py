@@ -7,7 +7,7 @@ text in DICOM and are `bad_tag_value` here (docs/DESIGN section 9).
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -95,21 +95,24 @@ class InstanceHeader:
 
     def to_json(self) -> str:
         """Return a canonical JSON text."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        # Not asdict: its deep copies cost more than all the rest of an index row.
+        plain = {name: getattr(self, name) for name in HEADER_FIELDS}
+        plain["planes"] = [{name: getattr(p, name) for name in _PLANE_FIELDS} for p in self.planes]
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, value: str) -> "InstanceHeader":
         """Return the header that `to_json` wrote."""
         raw = json.loads(value)
-        planes = tuple(
-            Plane(**{k: tuple(v) if isinstance(v, list) else v for k, v in plane.items()})
-            for plane in raw.pop("planes")
-        )
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(planes=planes, **plain)
+        planes = tuple(Plane(**_with_tuples(plane)) for plane in raw.pop("planes"))
+        return cls(planes=planes, **_with_tuples(raw))
 
 
-HEADER_TAGS: tuple[str, ...] = (
+def _with_tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
+
+
+HEADER_TAGS: tuple[str | int, ...] = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID",
     "Modality", "ImageType", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
     "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation",
@@ -122,6 +125,7 @@ HEADER_TAGS: tuple[str, ...] = (
     "SeriesTime", "SeriesDate", "AcquisitionTime", "AcquisitionDate", "Units",
     "DecayCorrection", "PatientWeight", "RadiopharmaceuticalInformationSequence",
     "FrameOfReferenceUID", "ModalityLUTSequence",
+    0x70531000, 0x70531009,  # Philips: SUV and activity factors of PET counts
 )  # fmt: skip
 
 
@@ -219,7 +223,8 @@ def _group_plane(group: Dataset, shared: Dataset, root: Dataset) -> Plane:
         for holder in (group, shared):
             items = holder.get(keyword)
             if items:
-                return items[0]
+                found: Dataset = items[0]
+                return found
         return root
 
     place, measures = first("PlanePositionSequence"), first("PixelMeasuresSequence")
@@ -267,3 +272,4 @@ def _check_cosines(orientation: tuple[float, ...]) -> None:
 
 
 HEADER_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(InstanceHeader))
+_PLANE_FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Plane))

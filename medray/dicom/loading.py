@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from medray import storage
@@ -30,7 +30,12 @@ def load_volume(instances: Sequence[Instance], decoder: PixelDecoder) -> tuple[V
     for decoded in decode_instances(instances, decoder):
         builder.add(decoded)
         hashes.append(decoded.sha256)
-    return builder.finish(), hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+    return builder.finish(), joint_sha256(hashes)
+
+
+def joint_sha256(hashes: Iterable[str]) -> str:
+    """Return one hash for many files, whatever their order."""
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
 def decode_instances(

@@ -5,6 +5,7 @@ SUVbw = activity concentration [Bq/ml] x body weight [g] / dose at scan time [Bq
 empty or zero makes the series `suv_not_computable`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,7 +110,9 @@ def _uptake_s(facts: Sequence[dict[str, Any]]) -> float:
 
 def _after(injected: float | None, dataset: Dataset, event: str) -> float | None:
     """Return seconds from the injection to the event; an event past midnight is the next day's."""
-    when = _joined(text(dataset, f"{event}Date") or text(dataset, "SeriesDate"), text(dataset, f"{event}Time"))
+    when = _joined(
+        text(dataset, f"{event}Date") or text(dataset, "SeriesDate"), text(dataset, f"{event}Time")
+    )
     if injected is None or when is None:
         return None
     seconds = when - injected
@@ -118,11 +121,15 @@ def _after(injected: float | None, dataset: Dataset, event: str) -> float | None
 
 
 def _private(dataset: Dataset, tag: tuple[int, int]) -> float | None:
-    element = dataset.get(tag)
+    """Return a factor of a maker's own tag; what is no positive number is absent."""
+    if tag not in dataset:
+        return None
+    value = dataset[tag].value
     try:
-        return float(element.value) if element is not None else None
+        factor = float(value.decode("ascii") if isinstance(value, bytes) else value)
     except (TypeError, ValueError):
         return None
+    return factor if math.isfinite(factor) and factor > 0 else None
 
 
 def _moment(dataset: Dataset, keyword: str) -> float | None:
@@ -132,7 +139,7 @@ def _moment(dataset: Dataset, keyword: str) -> float | None:
 
 def _joined(date: str, clock: str) -> float | None:
     """Return seconds of a DICOM date (YYYYMMDD) and time (HHMMSS.FFFFFF); None if either is odd."""
-    digits = clock.split("+")[0].split("-")[0]
+    digits = clock.split("+", maxsplit=1)[0].split("-", maxsplit=1)[0]
     if len(date) != 8 or not date.isdigit() or len(digits) < 6 or not digits[:6].isdigit():
         return None
     try:
@@ -140,7 +147,9 @@ def _joined(date: str, clock: str) -> float | None:
         fraction = float("0" + digits[6:]) if digits[6:] else 0.0
     except ValueError:
         return None
-    return day * _DAY_S + int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]) + fraction
+    return (
+        day * _DAY_S + int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]) + fraction
+    )
 
 
 def _ordinal(year: int, month: int, day: int) -> int:

@@ -7,6 +7,7 @@ or inflated; every refusal is a `DataError`.
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -19,7 +20,7 @@ from medray.dicom.tables import Palette
 from medray.errors import DataError
 
 _PIXEL_TAG, _FLOAT_TAG, _DOUBLE_TAG = 0x7FE00010, 0x7FE00008, 0x7FE00009
-_FLOAT_TYPES = {_FLOAT_TAG: np.dtype("f4"), _DOUBLE_TAG: np.dtype("f8")}
+_FLOAT_TYPES: dict[int, np.dtype[Any]] = {_FLOAT_TAG: np.dtype("f4"), _DOUBLE_TAG: np.dtype("f8")}
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _LONG_VRS = frozenset(
@@ -166,10 +167,10 @@ def _check_layout(dataset: Dataset, header: InstanceHeader) -> None:
         raise DataError("unsupported_pixels", "YBR colour of more than 8 bits")
     high_bit = dataset.get("HighBit")
     partial = header.bits_stored < header.bits_allocated
-    if (native or header.transfer_syntax_uid == _RLE) and partial and high_bit is not None:
-        # Retired since 2017; to shift or not to shift would be a guess.
-        if high_bit != header.bits_stored - 1:
-            raise DataError("unsupported_pixels", "HighBit is not BitsStored - 1")
+    in_place = native or header.transfer_syntax_uid == _RLE
+    # Retired since 2017; to shift or not to shift would be a guess.
+    if in_place and partial and high_bit not in {None, header.bits_stored - 1}:
+        raise DataError("unsupported_pixels", "HighBit is not BitsStored - 1")
 
 
 def _check_total(header: InstanceHeader, total: int, limits: PixelLimits) -> None:
@@ -205,9 +206,7 @@ def _native_values(element: PixelElement, expected: int, frame_bytes: int) -> me
     return element.value[:expected]
 
 
-def _float_frames(
-    header: InstanceHeader, element: PixelElement, limits: PixelLimits
-) -> np.ndarray:
+def _float_frames(header: InstanceHeader, element: PixelElement, limits: PixelLimits) -> np.ndarray:
     """Read FloatPixelData or DoubleFloatPixelData (PS3.3 C.7.6.24, C.7.6.25)."""
     dtype = _FLOAT_TYPES[element.tag].newbyteorder(">" if element.big_endian else "<")
     if not header.rows or not header.columns:
@@ -241,7 +240,7 @@ def _native_frames(
     _check_total(header, spec.frame_bytes * count, limits)
     if subsampled:
         value = memoryview(expand_ybr422(bytes(value), 8))
-    order = ">" if element.big_endian else "<"
+    order: Literal["<", ">"] = ">" if element.big_endian else "<"
     if element.big_endian and element.words and spec.bits_allocated == 8:
         # Bytes in big-endian words (PS3.5 8.1.2); the odd one out has its padding before it.
         swapped = np.frombuffer(element.value, "u2", len(element.value) // 2).byteswap()
@@ -259,9 +258,7 @@ def _native_frames(
     return to_rgb(values, spec.photometric)
 
 
-def _packed_bits(
-    header: InstanceHeader, element: PixelElement, limits: PixelLimits
-) -> np.ndarray:
+def _packed_bits(header: InstanceHeader, element: PixelElement, limits: PixelLimits) -> np.ndarray:
     """Unpack 1 bit pixels: low bit first, frames follow without padding (PS3.5 8.1.1)."""
     total = header.rows * header.columns * header.num_frames
     if header.photometric not in _MONO:

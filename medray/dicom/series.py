@@ -189,8 +189,12 @@ def _tiles(
 
 def _plane_key(header: InstanceHeader) -> tuple[object, ...]:
     plane = header.planes[0]
-    turned = None if plane.orientation is None else tuple(round(v, 3) + 0.0 for v in plane.orientation)
-    spacing = None if plane.spacing_yx_mm is None else tuple(round(v, 4) for v in plane.spacing_yx_mm)
+    turned = (
+        None if plane.orientation is None else tuple(round(v, 3) + 0.0 for v in plane.orientation)
+    )
+    spacing = (
+        None if plane.spacing_yx_mm is None else tuple(round(v, 4) for v in plane.spacing_yx_mm)
+    )
     return turned, spacing
 
 
@@ -268,7 +272,9 @@ def _proven(stack: Stack, siblings: Sequence[Sequence[Instance]]) -> Stack:
     geometry = stack_geometry(_planes(group))
     ordered = group
     if group[0].header.num_frames == 1:
-        ordered = sorted(group, key=lambda item: (_distance(item.header), item.header.sop_uid, item.uri))
+        ordered = sorted(
+            group, key=lambda item: (_distance(item.header), item.header.sop_uid, item.uri)
+        )
     return replace(
         stack,
         instances=tuple(ordered),

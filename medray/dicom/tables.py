@@ -1,5 +1,6 @@
 """Lookup tables of a data set: Modality LUT, VOI LUT and palette colour."""
 
+import base64
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,32 @@ def _entries(raw: Any, entries: int, big_endian: bool) -> np.ndarray:  # noqa: F
     if len(raw) >= 2 * entries:
         return np.frombuffer(raw, ">u2" if big_endian else "<u2", entries).astype(np.uint16)
     return np.frombuffer(raw, np.uint8, entries).astype(np.uint16)
+
+
+def tables_to_json(tables: LutTables) -> list[list[Any]]:
+    """Return `[kind, first, bits, base64 of little-endian uint16]` of each table."""
+    kinds = [("modality", tables.modality)] if tables.modality else []
+    kinds += [("voi", table) for table in tables.voi]
+    return [
+        [
+            kind,
+            table.first,
+            table.bits,
+            base64.b64encode(table.data.astype("<u2").tobytes()).decode(),
+        ]
+        for kind, table in kinds
+    ]
+
+
+def tables_from_json(raw: list[list[Any]]) -> LutTables:
+    """Return the tables that `tables_to_json` wrote."""
+    found = [
+        (kind, LutTable(int(first), int(bits), np.frombuffer(base64.b64decode(data), "<u2")))
+        for kind, first, bits, data in raw
+    ]
+    modality = [table for kind, table in found if kind == "modality"]
+    voi = tuple(table for kind, table in found if kind == "voi")
+    return LutTables(modality=modality[0] if modality else None, voi=voi)
 
 
 class Palette:

@@ -61,7 +61,7 @@ def _rescale(frame: np.ndarray, plane: Plane, out: np.ndarray) -> None:
 
 def _is_exact(dtype: np.dtype[np.generic], plane: Plane) -> bool:
     """Tell whether float32 holds every product and sum of 16 bit values exactly."""
-    whole = plane.slope.is_integer() and plane.intercept.is_integer()
+    whole = float(plane.slope).is_integer() and float(plane.intercept).is_integer()
     return (
         whole
         and dtype.kind in "iu"

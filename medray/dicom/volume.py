@@ -1,6 +1,6 @@
 """From decoded instances to a volume: order, modality values and tilt, each exactly once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -32,88 +32,135 @@ class Decoded(Protocol):
 
 
 @dataclass(slots=True)
-class VolumeBuilder:
-    """Fills a volume slice by slice, in whatever order the instances arrive.
+class StackReader:
+    """Turns decoded instances into placed slices of modality values, in whatever order they arrive.
 
     The grid is planned from headers; every decoded instance must agree with its plan, so a file
     that changed since it was indexed is noticed.
+
+    Attributes:
+        headers: of every instance of one stack; copies of one SOP instance are fine.
+        geometry: order, affine and spacing.
+        shape_zyx: size of the stack.
+        dtype: int16 where every slope and intercept is whole, else float32; a slice whose values
+            leave the range of int16 comes as float32 all the same.
     """
 
     headers: Sequence[InstanceHeader]
     geometry: StackGeometry = field(init=False)
+    shape_zyx: tuple[int, int, int] = field(init=False)
+    dtype: np.dtype = field(init=False)
     _places: dict[tuple[str, int], int] = field(init=False)
     _planes: list[Plane] = field(init=False)
-    _array: np.ndarray = field(init=False)
     _hashes: dict[str, str] = field(init=False, default_factory=dict)
-    _filled: np.ndarray = field(init=False)
+    _seen: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        unique = {header.sop_uid or str(n): header for n, header in enumerate(self.headers)}
+        unique = {_identity(header): header for header in self.headers}
         slices = [
             (uid, frame, plane)
             for uid, header in unique.items()
             for frame, plane in enumerate(_frame_planes(header))
         ]
+        first = self.headers[0]
+        if first.samples_per_pixel != 1 or first.pixel_layout != "mono":
+            raise DataError("unsupported_pixels", "colour slices do not make a volume of values")
         self.geometry = stack_geometry([plane for _, _, plane in slices])
         ordered = [slices[index] for index in self.geometry.order]
         self._places = {(uid, frame): k for k, (uid, frame, _) in enumerate(ordered)}
         self._planes = [plane for _, _, plane in ordered]
-        first = self.headers[0]
-        if first.samples_per_pixel != 1 or first.pixel_layout != "mono":
-            raise DataError("unsupported_pixels", "colour slices do not make a volume of values")
-        shape = (len(ordered), first.rows, first.columns)
-        self._array = np.empty(shape, dtype=_output_dtype(self.headers, self._planes))
-        self._filled = np.zeros(len(ordered), dtype=bool)
+        self.shape_zyx = (len(ordered), first.rows, first.columns)
+        self.dtype = _output_dtype(self.headers, self._planes)
+        self._seen = np.zeros(len(ordered), dtype=bool)
+
+    def slices_of(self, decoded: Decoded) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the place and the (height, width) modality values of each frame.
+
+        Raises:
+            DataError: `duplicate_conflict`, `checksum_mismatch`, `mixed_size`, `non_finite_pixels`.
+        """
+        header = decoded.header
+        identity = _identity(header)
+        known = self._hashes.setdefault(identity, decoded.sha256)
+        if known != decoded.sha256:
+            raise DataError("duplicate_conflict", "two files share a SOP UID and differ")
+        planes = _frame_planes(header)
+        for frame, pixels in enumerate(decoded.frames):
+            place = self._places.get((identity, frame))
+            if place is None or planes[frame] != self._planes[place]:
+                raise DataError("checksum_mismatch", "a file differs from what was indexed")
+            if pixels.shape != self.shape_zyx[1:]:
+                raise DataError("mixed_size", "a slice has another matrix than its stack")
+            if self._seen[place]:
+                continue  # a copy with equal bytes
+            self._seen[place] = True
+            yield (
+                place,
+                modality_values(pixels, planes[frame], header, whole=self.dtype == np.int16),
+            )
+
+    def require_all(self) -> None:
+        """Check that every slice came.
+
+        Raises:
+            DataError: `missing_slices`.
+        """
+        if not self._seen.all():
+            raise DataError("missing_slices", f"{int((~self._seen).sum())} slices did not arrive")
+
+
+def modality_values(
+    pixels: np.ndarray, plane: Plane, header: InstanceHeader, *, whole: bool
+) -> np.ndarray:
+    """Return stored values times slope plus intercept, padding made air: int16 or float32.
+
+    Args:
+        whole: slope and intercept are whole, so int16 is exact where the values fit.
+
+    Raises:
+        DataError: `non_finite_pixels`.
+    """
+    if whole and _fits(pixels, plane, header):
+        # Wrap-around arithmetic is exact here: the result was shown to fit 16 bit.
+        wide = pixels.astype(np.int16) if pixels.dtype.itemsize == 1 else pixels
+        stored = wide.view(np.dtype(np.int16).newbyteorder(wide.dtype.byteorder))
+        if plane.slope == 1:
+            values = np.add(stored, np.int16(plane.intercept), dtype=np.int16)
+        else:
+            values = np.multiply(stored, np.int16(plane.slope), dtype=np.int16)
+            values += np.int16(plane.intercept)
+    else:
+        values = (pixels * np.float64(plane.slope) + plane.intercept).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DataError("non_finite_pixels", "a slice holds NaN or infinite values")
+    padded = padding_mask(pixels, header)
+    if padded is not None:
+        values[padded] = AIR_HU if header.modality == "CT" else 0
+    return values
+
+
+@dataclass(slots=True)
+class VolumeBuilder:
+    """Fills a volume slice by slice (see `StackReader`)."""
+
+    headers: Sequence[InstanceHeader]
+    reader: StackReader = field(init=False)
+    _array: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reader = StackReader(self.headers)
+        self._array = np.empty(self.reader.shape_zyx, dtype=self.reader.dtype)
 
     def add(self, decoded: Decoded) -> None:
         """Place the frames of one instance.
 
         Raises:
-            DataError: `duplicate_conflict`, `checksum_mismatch`, `non_finite_pixels`.
+            DataError: see `StackReader.slices_of`.
         """
-        uid = decoded.header.sop_uid
-        known = self._hashes.get(uid) if uid else None
-        if known is not None:
-            if known != decoded.sha256:
-                raise DataError("duplicate_conflict", "two files share a SOP UID and differ")
-            return
-        if uid:
-            self._hashes[uid] = decoded.sha256
-        for frame, pixels in enumerate(decoded.frames):
-            place = self._place(uid, frame, decoded)
-            self._put(place, pixels, decoded.header)
-
-    def _place(self, uid: str, frame: int, decoded: Decoded) -> int:
-        place = self._places.get((uid, frame))
-        if place is None or _frame_planes(decoded.header)[frame] != self._planes[place]:
-            raise DataError("checksum_mismatch", "a file differs from what was indexed")
-        return place
-
-    def _put(self, place: int, pixels: np.ndarray, header: InstanceHeader) -> None:
-        plane = self._planes[place]
-        if pixels.shape != self._array.shape[1:]:
-            raise DataError("mixed_size", "a slice has another matrix than its stack")
-        padded = padding_mask(pixels, header)
-        target = self._array[place]
-        if target.dtype == np.int16 and not _fits(pixels, plane, header):
-            self._array = self._array.astype(np.float32)
-            target = self._array[place]
-        if target.dtype == np.int16:
-            wide = np.int16 if pixels.dtype.itemsize == 1 else pixels.dtype
-            # Wrap-around arithmetic is exact here: the result was shown to fit 16 bit.
-            stored = pixels.astype(wide, copy=False).view(_as_int16(np.dtype(wide)))
-            if plane.slope == 1:
-                np.add(stored, np.int16(plane.intercept), out=target)
-            else:
-                np.multiply(stored, np.int16(plane.slope), out=target)
-                target += np.int16(plane.intercept)
-        else:
-            target[...] = pixels * np.float64(plane.slope) + plane.intercept
-            if not np.isfinite(target).all():
-                raise DataError("non_finite_pixels", "a slice holds NaN or infinite values")
-        if padded is not None:
-            target[padded] = AIR_HU if header.modality == "CT" else 0
-        self._filled[place] = True
+        for place, values in self.reader.slices_of(decoded):
+            if self._array.dtype != values.dtype and self._array.dtype == np.int16:
+                self._array = self._array.astype(np.float32)
+            self._array[place] = values
 
     def finish(self) -> Volume:
         """Return the volume, on an orthogonal grid also where the gantry was tilted.
@@ -121,10 +168,10 @@ class VolumeBuilder:
         Raises:
             DataError: `missing_slices` if an instance of the plan never came.
         """
-        if not self._filled.all():
-            raise DataError("missing_slices", f"{int((~self._filled).sum())} slices did not arrive")
-        volume = Volume(array=self._array, affine_lps=self.geometry.affine_lps)
-        return straighten(volume, self.geometry) if self.geometry.is_tilted else volume
+        self.reader.require_all()
+        geometry = self.reader.geometry
+        volume = Volume(array=self._array, affine_lps=geometry.affine_lps)
+        return straighten(volume, geometry) if geometry.is_tilted else volume
 
 
 def assemble_volume(decoded: Iterable[Decoded]) -> Volume:
@@ -134,6 +181,11 @@ def assemble_volume(decoded: Iterable[Decoded]) -> Volume:
     for item in items:
         builder.add(item)
     return builder.finish()
+
+
+def _identity(header: InstanceHeader) -> str:
+    """Return what tells instances apart: the SOP UID, or the place where that is empty."""
+    return header.sop_uid or repr(header.planes[0].position_mm)
 
 
 def _frame_planes(header: InstanceHeader) -> tuple[Plane, ...]:
@@ -153,10 +205,6 @@ def _output_dtype(headers: Sequence[InstanceHeader], planes: Sequence[Plane]) ->
     )
     narrow = all(header.bits_allocated <= 16 for header in headers)
     return np.dtype(np.int16 if whole and narrow else np.float32)
-
-
-def _as_int16(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.int16).newbyteorder(dtype.byteorder)
 
 
 def _fits(pixels: np.ndarray, plane: Plane, header: InstanceHeader) -> bool:
@@ -222,7 +270,9 @@ def straighten(volume: Volume, geometry: StackGeometry) -> Volume:
     )
 
 
-def _shifted(image: np.ndarray, offset_yx: np.ndarray, shape: tuple[int, int], fill: float) -> np.ndarray:
+def _shifted(
+    image: np.ndarray, offset_yx: np.ndarray, shape: tuple[int, int], fill: float
+) -> np.ndarray:
     """Draw an image at a fractional place on a canvas, bilinear."""
     whole = np.floor(offset_yx).astype(int)
     part_y, part_x = offset_yx - whole

@@ -22,6 +22,7 @@ from medray import storage
 
 STAGES = ("convert", "prepare")
 _NOT_COMPARED = frozenset({"run.json", ".medray-lock"})
+_PHANTOM = ("--patients", "16", "--seed", "7", "--size", "small")
 _POLL_S = 0.02
 _RUN_LIMIT_S = 900.0
 # Kills start when work starts: before it there is nothing to lose.
@@ -61,17 +62,17 @@ def chaos(
     *,
     kills: int,
     seed: int,
+    task: str,
     quiet: bool = False,
-    command: Callable[[str, Path], list[str]] | None = None,
 ) -> dict[str, Any]:
     """Run each stage undisturbed, with killed workers and with killed drivers; compare.
 
     Args:
-        command: stage and output folder to the arguments of `medray`; default: on phantoms.
+        task: whose phantom the stages work on.
     """
     root = Path(out)
     root.mkdir(parents=True, exist_ok=True)
-    make = command or _phantom_command(root)
+    make = _phantom_command(root, task)
     outcomes: list[Outcome] = []
     for stage in stages:
         clean = root / f"{stage}-clean"
@@ -104,16 +105,14 @@ def _line(outcome: Outcome) -> str:
     )
 
 
-def _phantom_command(root: Path) -> Callable[[str, Path], list[str]]:
+def _phantom_command(root: Path, task: str) -> Callable[[str, Path], list[str]]:
     """Return commands that work on a phantom made once below `root`."""
-    from medray.engine.chaos_data import PHANTOM
-
     data = root / "data"
     if not (data / "truth.json").exists():
-        _run_to_end(["phantom", *PHANTOM, "--out", str(data), "--quiet"])
+        _run_to_end(["phantom", task, *_PHANTOM, "--out", str(data), "--quiet"])
     verbs = {
         "convert": ["convert", str(data), "--spacing", "1.0"],
-        "prepare": ["prepare", PHANTOM[0], "--data", str(data), "--set", "gates=off"],
+        "prepare": ["prepare", task, "--data", str(data), "--set", "gates=off"],
     }
     return lambda stage, folder: [*verbs[stage], "--out", str(folder), "--quiet"]
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
 import ray
@@ -31,7 +32,12 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
     joined = address or os.environ.get("RAY_ADDRESS")
     try:
         if joined:
-            ray.init(address=joined, log_to_driver=debug, logging_level=_level(debug=debug))
+            ray.init(
+                address=joined,
+                log_to_driver=debug,
+                logging_level=_level(debug=debug),
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            )
         else:
             _start_local(debug=debug)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -49,6 +55,9 @@ def _start_local(*, debug: bool) -> None:
     # RAY_AUTH_MODE is left to the user: unset, Ray makes a token and closes the local cluster,
     # which is what a laptop in a hospital needs. Ray reads it at import, so it cannot be set here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Inherited by the workers of a local Ray; a runtime_env would cost them their warm start.
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     available = psutil.virtual_memory().available
     store = max(_MIN_OBJECT_STORE_BYTES, min(_LOCAL_OBJECT_STORE_BYTES, available // 5))
     ray.init(
@@ -57,7 +66,6 @@ def _start_local(*, debug: bool) -> None:
         include_dashboard=bool(os.environ.get("MEDRAY_DASHBOARD")),
         log_to_driver=debug,
         logging_level=_level(debug=debug),
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
     )
 
 
@@ -87,4 +95,5 @@ def _quiet(*, debug: bool) -> None:
 
 def max_node_memory_bytes() -> int:
     """Return the memory of the largest node as Ray counts it."""
-    return int(max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0))
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return int(max((n["Resources"].get("memory", 0) for n in nodes if n["Alive"]), default=0))

@@ -70,8 +70,15 @@ def convert(
             known = ledger.read()
             items, settled = _plan(run, index_uri, options, known)
         with run.stage("convert") as stage, Progress("convert", len(items), quiet=quiet) as bar:
-            settings = {"out": out, "ledger": ledger.uri, **asdict(options), "suffix": options.suffix}
-            for result in map_items(items, convert_series, name="convert_series", settings=settings):
+            settings = {
+                "out": out,
+                "ledger": ledger.uri,
+                **asdict(options),
+                "suffix": options.suffix,
+            }
+            for result in map_items(
+                items, convert_series, name="convert_series", settings=settings
+            ):
                 record, cost = result_record(result), result["cost"]
                 stage.saw(
                     bytes_read=cost.get("bytes", 0), peak_memory_bytes=cost["peak_memory_bytes"]
@@ -124,7 +131,7 @@ def _plan(
 def _refusal(row: dict[str, Any], memory_limit: int) -> tuple[str, str, str] | None:
     """Return why a series is not converted: skipped or rejected, reason, sentence."""
     verdict = row["verdict"]
-    if verdict in _SKIPPED_VERDICTS or row["kind"] == "other" and verdict == "wrong_modality":
+    if verdict in _SKIPPED_VERDICTS or (row["kind"] == "other" and verdict == "wrong_modality"):
         return "skipped", verdict, row["detail"]
     if verdict != "ok":
         return "rejected", verdict, row["detail"]

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from medray import storage
 from medray.dicom.dataset import has_dicom_mark, looks_like_dicom, open_dataset
 from medray.dicom.header import HEADER_TAGS, InstanceHeader, parse_header
+from medray.dicom.scan import scan_header
 from medray.dicom.series import Instance, Stack, split_series
 from medray.engine.schemas import INSTANCES, SERIES
 from medray.errors import DataError
@@ -20,6 +21,8 @@ NUM_BUCKETS = 4096
 _REMOTE_READERS = 16
 # One range holds the header of nearly every image; the few longer ones are read again, whole.
 _REMOTE_HEADER_BYTES = 128 << 10
+# An ordinary header ends well before; a longer one takes pydicom's way.
+_HEAD_BYTES = 32 << 10
 _DICOMDIR = "1.2.840.10008.1.3.10"
 
 
@@ -141,7 +144,13 @@ def read_header(uri: str, num_bytes: int) -> InstanceHeader:
 
 
 def _parse(stream: Any) -> InstanceHeader:
-    head = stream.read(132)
+    head = stream.read(_HEAD_BYTES)
+    try:
+        quick = scan_header(head)
+        if quick is not None:
+            return parse_header(quick[0], has_pixels=True)
+    except DataError as error:
+        raise _MarkedError(error.reason, error.detail) from None
     stream.seek(0)
     try:
         dataset, has_pixels = open_dataset(stream, stop_before_pixels=True, tags=HEADER_TAGS)
@@ -185,13 +194,17 @@ def group_bucket(payload: dict[str, Any], *, out: str) -> dict[str, Any]:
     instances: list[Instance] = []
     for name in payload["shards"]:
         uri = storage.join(out, "instances", f"{name}.parquet")
-        table = storage.read_parquet(uri, columns=["uri", "bytes", "mtime_or_etag", "bucket", "header"])
+        table = storage.read_parquet(
+            uri, columns=["uri", "bytes", "mtime_or_etag", "bucket", "header"]
+        )
         here = pc.and_(pc.greater_equal(table["bucket"], low), pc.less(table["bucket"], high))
         here = pc.and_(here, pc.not_equal(table["header"], ""))
         instances.extend(_instance(row) for row in table.filter(here).to_pylist())
     stacks = split_series(instances)
     where = storage.join(out, "series", f"{payload['name']}.parquet")
-    storage.write_parquet(where, pa.Table.from_pylist([_series_row(s) for s in stacks], schema=SERIES))
+    storage.write_parquet(
+        where, pa.Table.from_pylist([_series_row(s) for s in stacks], schema=SERIES)
+    )
     verdicts: dict[str, int] = {}
     for stack in stacks:
         verdicts[stack.verdict] = verdicts.get(stack.verdict, 0) + 1

@@ -44,7 +44,12 @@ Process = Callable[..., dict[str, Any]]
 
 
 def map_items(
-    items: Sequence[Item], process: Process, *, name: str, settings: dict[str, Any]
+    items: Sequence[Item],
+    process: Process,
+    *,
+    name: str,
+    settings: dict[str, Any],
+    num_cpus: float = 1,
 ) -> Iterator[dict[str, Any]]:
     """Run `process(payload, **settings)` for every item on the cluster; yield its results.
 
@@ -52,7 +57,8 @@ def map_items(
     `{"key", "reason", "detail"}`; order is that of completion.
     """
     run = _named(process, settings, name)
-    yield from _execute([(memory, _put(group)) for memory, group in _by_memory(items).items()], run)
+    classes = [(memory, _put(group)) for memory, group in _by_memory(items).items()]
+    yield from _execute(classes, run, num_cpus=num_cpus)
 
 
 def stream_items(
@@ -62,27 +68,31 @@ def stream_items(
     yield from _execute([(memory, _put(items))], _named(process, settings, name))
 
 
-def _put(items: Iterable[Item]) -> list[ray.ObjectRef[pa.Table]]:
+def _put(items: Iterable[Item]) -> list[Any]:
     """Move descriptions of items into the object store, one block a task."""
     return [
         ray.put(
-            pa.table({"key": [i.key for i in chunk], "payload": [json.dumps(i.payload) for i in chunk]})
+            pa.table(
+                {"key": [i.key for i in chunk], "payload": [json.dumps(i.payload) for i in chunk]}
+            )
         )
         for chunk in _chunks(items)
     ]
 
 
 def _execute(
-    classes: Sequence[tuple[int, list[ray.ObjectRef[pa.Table]]]],
+    classes: Sequence[tuple[int, list[Any]]],
     run: Callable[[pa.Table], pa.Table],
+    *,
+    num_cpus: float = 1,
 ) -> Iterator[dict[str, Any]]:
     """Run blocks of several memory classes as one streaming execution."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         parts = [
-            ray.data.from_arrow_refs(blocks).map_batches(
-                run, batch_size=None, batch_format="pyarrow", num_cpus=1, memory=memory
+            ray.data.from_arrow_refs(list(blocks)).map_batches(
+                run, batch_size=None, batch_format="pyarrow", num_cpus=num_cpus, memory=memory
             )
             for memory, blocks in classes
             if blocks
@@ -92,7 +102,8 @@ def _execute(
         dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
         dataset.set_name(run.__name__)
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for text in batch.column("result").to_pylist():
+            table: Any = batch
+            for text in table.column("result").to_pylist():
                 yield json.loads(text)
 
 
@@ -110,7 +121,9 @@ def _named(process: Process, settings: dict[str, Any], name: str) -> Callable[[p
 
     def run(table: pa.Table) -> pa.Table:
         payloads = zip(table["key"].to_pylist(), table["payload"].to_pylist(), strict=True)
-        results = [run_guarded(process, key, json.loads(text), settings, name) for key, text in payloads]
+        results = [
+            run_guarded(process, key, json.loads(text), settings, name) for key, text in payloads
+        ]
         return pa.table({"result": [json.dumps(result) for result in results]})
 
     run.__name__ = name

@@ -42,7 +42,9 @@ def encode_example(prepared: Prepared, *, key: str) -> bytes:
     """Return the bytes of an example file; equal examples give equal bytes."""
     facts = {
         "key": key,
-        "affine_lps": None if prepared.affine_lps is None else np.ravel(prepared.affine_lps).tolist(),
+        "affine_lps": None
+        if prepared.affine_lps is None
+        else np.ravel(prepared.affine_lps).tolist(),
         "spacing_mm": list(prepared.spacing_mm),
         "label": prepared.label,
         "meta": dict(prepared.meta),

@@ -56,9 +56,7 @@ def write_export(
         storage.write_atomic(storage.join(folder, "annotations.json"), coco_json(items, names))
 
 
-def _box_items(
-    out: str, rows: Sequence[dict[str, Any]]
-) -> Iterator[tuple[BoxItem, np.ndarray]]:
+def _box_items(out: str, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[BoxItem, np.ndarray]]:
     for row in rows:
         arrays, _ = decode_example(storage.read_bytes(storage.join(out, row["uri"])))
         if "boxes" not in arrays:

@@ -62,7 +62,8 @@ class ShardedListing:
         """Yield every shard's number and its files, sorted by URI; empty shards too."""
         for shard in range(self.num_shards):
             path = self._path(shard)
-            rows = [json.loads(line) for line in path.open()] if path.exists() else []
+            text = path.read_text() if path.exists() else ""
+            rows = [json.loads(line) for line in text.splitlines()]
             unique = {row["uri"]: row for row in rows}
             yield shard, [unique[uri] for uri in sorted(unique)]
 

@@ -14,7 +14,9 @@ def _counters() -> tuple[Counter, Counter, Counter]:
             "Items refused, by stage and reason code.",
             tag_keys=("stage", "reason"),
         ),
-        Counter("medray_bytes_read_total", "Bytes read from storage, by stage.", tag_keys=("stage",)),
+        Counter(
+            "medray_bytes_read_total", "Bytes read from storage, by stage.", tag_keys=("stage",)
+        ),
     )
 
 

@@ -74,7 +74,9 @@ def prepare(
     """
     parameters = {**asdict(hparams), **asdict(split), **asdict(options)}
     inputs = tuple(uri for uri in (options.data, options.labels) if uri)
-    with Run(verb="prepare", task=recipe.name, out=out, parameters=parameters, inputs=inputs) as run:
+    with Run(
+        verb="prepare", task=recipe.name, out=out, parameters=parameters, inputs=inputs
+    ) as run:
         records, rejected = _read_layout(run, recipe, hparams, options, quiet=quiet)
         done, refused = _map_records(run, recipe, hparams, records, quiet=quiet)
         with run.stage("tables"):
@@ -112,7 +114,9 @@ def _nothing(run: Run, rejected: list[dict[str, Any]]) -> ConfigError:
     _write(run, "rejected.parquet", rejected, REJECTED)
     run.finish("failed")
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(run.counts.rejected.items()))
-    return ConfigError(f"the data offer no example ({reasons or 'nothing found'}); check --data and --layout")
+    return ConfigError(
+        f"the data offer no example ({reasons or 'nothing found'}); check --data and --layout"
+    )
 
 
 def _rejected_row(item: Rejection) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _map_records(
     for key, record in keys.items():
         if key in settled:
             continue
-        item = _item(key, record, recipe)
+        item = _item(key, record, recipe, hparams)
         if limit and item.peak_bytes > limit:
             settled[key] = _too_large(record, key)
             run.counts.add("rejected", "too_large")
@@ -169,17 +173,22 @@ def work_key(recipe: Recipe[Any], hparams: Any, record: Record) -> str:
     return content_key(recipe.name, recipe.transform_version, chosen, record_to_json(record))
 
 
-def _item(key: str, record: Record, recipe: Recipe[Any]) -> Item:
+def payload_of(recipe: Recipe[Any], hparams: Any, record: Record) -> dict[str, Any]:
+    """Return what a task needs to know of one record."""
+    return {
+        "work_key": work_key(recipe, hparams, record),
+        "uri": record.image.files[0].uri,
+        "series_uid": record.image.series_uid,
+        "record": record_to_json(record),
+    }
+
+
+def _item(key: str, record: Record, recipe: Recipe[Any], hparams: Any) -> Item:
     sources = [record.image, *record.extra_images.values()]
     size = sum(file.bytes for source in sources for file in source.files)
     return Item(
         key=key,
-        payload={
-            "work_key": key,
-            "uri": record.image.files[0].uri,
-            "series_uid": record.image.series_uid,
-            "record": record_to_json(record),
-        },
+        payload=payload_of(recipe, hparams, record),
         work_bytes=size,
         peak_bytes=int(_BASE_PEAK_BYTES + recipe.prepare_peak_factor * 2 * size),
     )
@@ -207,7 +216,9 @@ def _write_tables(
     kept = {found["row"]["patient_id"] for found in done.values()}
     division = make_split((r for r in records if r.patient_id in kept), split)
     chosen = {row.patient_id: row.split for row in division}
-    rows = [{**found["row"], "split": chosen[found["row"]["patient_id"]]} for found in done.values()]
+    rows = [
+        {**found["row"], "split": chosen[found["row"]["patient_id"]]} for found in done.values()
+    ]
     rows.sort(key=lambda row: (row["key"], row["patient_id"]))
     rejected.sort(key=lambda row: (row["key"], row["uri"], row["reason"]))
     _write(run, "examples.parquet", rows, EXAMPLES)
@@ -224,7 +235,11 @@ def _write(run: Run, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -
 
 
 def _pass_gates(
-    run: Run, recipe: Recipe[Any], hparams: Any, rows: Sequence[dict[str, Any]], options: PrepareOptions
+    run: Run,
+    recipe: Recipe[Any],
+    hparams: Any,
+    rows: Sequence[dict[str, Any]],
+    options: PrepareOptions,
 ) -> None:
     """Stop the run where the examples must not be trained on."""
     compat = getattr(hparams, "compat", "none") != "none"

@@ -19,6 +19,30 @@ _OUR_FAULT = frozenset({"sink_full", "sink_denied"})
 _PASSING = frozenset({"source_unavailable", "decode_memory"})
 
 
+class CountingReader:
+    """Reads and decodes for one record; knows the hash of every byte that went into it."""
+
+    def __init__(self, decoder: PixelDecoder) -> None:
+        self.decoder = decoder
+        self.sha256s: list[str] = []
+        self.num_bytes = 0
+
+    def read(self, file: FileRef) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            DataError: a read or store reason.
+        """
+        data = storage.read_bytes(file.uri, expected_bytes=file.bytes)
+        self.sha256s.append(hashlib.sha256(data).hexdigest())
+        self.num_bytes += len(data)
+        return data
+
+    def decode_many(self, blobs: Iterable[bytes]) -> Iterator[DecodedInstance | DataError]:
+        """Decode DICOM files in order."""
+        return self.decoder.decode_many(blobs)
+
+
 def prepare_example(
     payload: Mapping[str, Any], *, recipe: Recipe[Any], hparams: Any, out: str, ledger: str
 ) -> dict[str, Any]:
@@ -48,7 +72,7 @@ def prepare_example(
 
 
 def _prepare(
-    payload: Mapping[str, Any], reader: SampleReader, recipe: Recipe[Any], hparams: Any, out: str
+    payload: Mapping[str, Any], reader: CountingReader, recipe: Recipe[Any], hparams: Any, out: str
 ) -> dict[str, Any]:
     record = record_from_json(payload["record"])
     sample = load_sample(record, reader)
@@ -67,28 +91,6 @@ def example_key(
     """Return the key of an example: the bytes read, its labels, the transform and what sets it."""
     chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
     labels = (record.label, record.boxes_xyxy_px, record.box_labels, dict(record.meta))
-    return content_key(recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels)
-
-
-class CountingReader:
-    """Reads and decodes for one record; knows the hash of every byte that went into it."""
-
-    def __init__(self, decoder: PixelDecoder) -> None:
-        self.decoder = decoder
-        self.sha256s: list[str] = []
-        self.num_bytes = 0
-
-    def read(self, file: FileRef) -> bytes:
-        """Return a whole file.
-
-        Raises:
-            DataError: a read or store reason.
-        """
-        data = storage.read_bytes(file.uri, expected_bytes=file.bytes)
-        self.sha256s.append(hashlib.sha256(data).hexdigest())
-        self.num_bytes += len(data)
-        return data
-
-    def decode_many(self, blobs: Iterable[bytes]) -> Iterator[DecodedInstance | DataError]:
-        """Decode DICOM files in order."""
-        return self.decoder.decode_many(blobs)
+    return content_key(
+        recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels
+    )

@@ -18,6 +18,7 @@ from medray.phantoms.fields import (
     curve,
     edge,
     ellipsoid,
+    eroded,
     paint_tube,
     smooth_noise,
     tube_distance,
@@ -27,8 +28,9 @@ from medray.phantoms.naming import stream
 ORGAN_HU = 95.0
 ORGAN_DEVIATION_HU = 22.0
 HYPODENSE_HU = 35.0
-# The healthy duct is a little larger than the mass, so that more dark voxels mean nothing.
-_DUCT_SHARE = 1.08
+# A healthy duct is larger than its pair's mass in one pair and smaller in the next, so that the
+# number of dark voxels means nothing either way round.
+_DUCT_SHARES = (1.3, 0.75)
 _AIR, _FAT, _MUSCLE, _BONE = -1000.0, -100.0, 55.0, 420.0
 # Course of the organ from head to tail as (z, y, x) in mm, and its half-width there.
 _COURSE = ((-24, 2, -42), (-14, -8, -26), (0, -22, -2), (8, -20, 26), (18, -2, 54), (30, 22, 76))
@@ -45,6 +47,7 @@ class Belly:
         lesion: `mass`, `duct`, or empty for neither.
         lesion_radius_mm: of the mass; the duct gets the mass's number of voxels.
         lesion_at: where along the organ, 0 head to 1 tail.
+        duct_share: voxels of the duct over those of the mass.
     """
 
     seed: int
@@ -52,6 +55,7 @@ class Belly:
     lesion: str = ""
     lesion_radius_mm: float = 0.0
     lesion_at: float = 0.5
+    duct_share: float = 1.0
 
     @property
     def lesion_center_zyx_mm(self) -> tuple[float, float, float]:
@@ -71,8 +75,9 @@ def make_belly(seed: int, number: int, *, lesion: str = "", group: int = 0) -> B
         seed=seed * 1000 + number,
         course=course,
         lesion=lesion,
-        lesion_radius_mm=float(shared.uniform(9.5, 11.0)),
+        lesion_radius_mm=float(shared.uniform(9.0, 11.5)),
         lesion_at=float(shared.uniform(0.25, 0.75)),
+        duct_share=_DUCT_SHARES[group % 2],
     )
 
 
@@ -197,23 +202,23 @@ def _loops(image: np.ndarray, axes: Sequence[np.ndarray], belly: Belly) -> None:
 def _lesion(image: np.ndarray, axes: Sequence[np.ndarray], mask: np.ndarray, belly: Belly) -> int:
     """Lay the mass or the duct into the organ, in place; return its number of voxels.
 
-    Both fill whole voxels: at any threshold they have the same volume.
+    Both fill whole voxels, and they are counted away from the surface, where fat mixes in.
     """
     if not belly.lesion:
         return 0
     center = belly.lesion_center_zyx_mm
-    round_mass = (ellipsoid(axes, center, (belly.lesion_radius_mm,) * 3) < 1) & mask
-    wanted = int(round_mass.sum())
-    chosen = round_mass
+    chosen = (ellipsoid(axes, center, (belly.lesion_radius_mm,) * 3) < 1) & mask
     if belly.lesion == "duct":
-        path = _duct_path(axes, belly)
-        distance = np.where(mask, tube_distance(axes, path), np.inf)
-        nearest = np.argsort(distance, axis=None, kind="stable")[: round(wanted * _DUCT_SHARE)]
+        inner = eroded(mask)
+        wanted = int((chosen & inner).sum() * belly.duct_share)
+        distance = np.where(mask, tube_distance(axes, _duct_path(axes, belly)), np.inf)
+        order = np.argsort(distance, axis=None, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(inner.ravel()[order]), wanted)) + 1
         chosen = np.zeros(mask.size, dtype=bool)
-        chosen[nearest] = True
-        chosen = chosen.reshape(mask.shape)
+        chosen[order[:enough]] = True
+        chosen = chosen.reshape(mask.shape) & mask
     image[chosen] = HYPODENSE_HU
-    return wanted
+    return int(chosen.sum())
 
 
 def _duct_path(axes: Sequence[np.ndarray], belly: Belly) -> np.ndarray:

@@ -174,3 +174,11 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Return x1, y1, x2, y2 of a 2D mask in pixel edges (x2, y2 exclusive)."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def eroded(mask: np.ndarray) -> np.ndarray:
+    """Return the voxels whose six neighbours are in the mask, too."""
+    inner = mask.copy()
+    for axis in (0, 1, 2):
+        inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+    return inner

@@ -187,7 +187,7 @@ def resize_volume(
     _check_size(new_shape_zyx)
     shape = volume.array.shape
     plan = resize_plan(shape, volume.affine_lps, new_shape_zyx, order=order, antialias=antialias)
-    return _reduced(volume, plan)
+    return apply_plan(volume, plan)
 
 
 def spacing_grid(
@@ -271,7 +271,7 @@ def resample_to_grid(
         antialias=antialias,
     )
     if plan is not None:
-        return _reduced(volume, plan)
+        return apply_plan(volume, plan)
     if order == "linear" and antialias:
         volume = _smoothed(volume, affine_lps)
     array = _sample_oblique(
@@ -327,7 +327,8 @@ def _axis_map(
     return linear_map(positions, num_in=num_in, shrink=float(shrink) if antialias else 1.0)
 
 
-def _reduced(volume: Volume, plan: GridPlan) -> Volume:
+def apply_plan(volume: Volume, plan: GridPlan) -> Volume:
+    """Return a volume that is already in memory on a planned grid."""
     reducer = GridReducer(plan, volume.array.dtype)
     for k in range(plan.maps[0].num_in):
         if plan.needs(k):

@@ -1,4 +1,4 @@
-"""The registry of tasks: a name and the module of its recipe. Nothing is imported before it is asked for."""
+"""The registry of tasks: a name and the module of its recipe, imported when it is asked for."""
 
 import importlib
 from typing import Any

@@ -78,7 +78,12 @@ def test_tolerance_is_hit_from_both_sides():
 def test_absent_geometry_is_refused(missing):
     stack = planes([0, 1, 2])
     holes = [
-        Plane(**{**{n: getattr(p, n) for n in ("position_mm", "orientation", "spacing_yx_mm")}, missing: None})
+        Plane(
+            **{
+                **{n: getattr(p, n) for n in ("position_mm", "orientation", "spacing_yx_mm")},
+                missing: None,
+            }
+        )
         for p in stack
     ]
     with pytest.raises(DataError, match="^no_geometry: "):

@@ -16,7 +16,9 @@ def stacks_of(tmp_path, **changes):
     paths = write_ct_series(tmp_path, known_volume(SHAPE))
     instances = read_instances(paths)
     for index, change in changes.pop("at", {}).items():
-        instances[index] = replace(instances[index], header=replace(instances[index].header, **change))
+        instances[index] = replace(
+            instances[index], header=replace(instances[index].header, **change)
+        )
     return split_series(instances)
 
 
@@ -78,10 +80,14 @@ def test_step_and_shoot_acquisitions_are_one_volume_but_interleaved_ones_are_not
         return edit
 
     one_each = SeriesSpec(edit=numbered(lambda k: k + 1))
-    (stack,) = split_series(read_instances(write_ct_series(tmp_path / "a", known_volume(SHAPE), one_each)))
+    (stack,) = split_series(
+        read_instances(write_ct_series(tmp_path / "a", known_volume(SHAPE), one_each))
+    )
     assert (stack.verdict, stack.num_slices) == ("ok", 8)
     alternating = SeriesSpec(edit=numbered(lambda k: k % 2), name="b")
-    stacks = split_series(read_instances(write_ct_series(tmp_path / "b", known_volume(SHAPE), alternating)))
+    stacks = split_series(
+        read_instances(write_ct_series(tmp_path / "b", known_volume(SHAPE), alternating))
+    )
     assert [s.num_slices for s in stacks] == [4, 4]
 
 
@@ -109,7 +115,7 @@ def test_empty_uids_are_grouped_by_folder(tmp_path):
 
 def test_localizers_and_objects_without_pixels_are_told_apart(tmp_path):
     scout = {"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER"}
-    (stack,) = stacks_of(tmp_path, at={n: scout for n in range(8)})
+    (stack,) = stacks_of(tmp_path, at=dict.fromkeys(range(8), scout))
     assert stack.verdict == "localizer"
     (report,) = stacks_of(tmp_path, at={n: {"has_pixels": False} for n in range(8)})
     assert (report.kind, report.verdict) == ("other", "no_pixels")

@@ -77,9 +77,7 @@ def test_padding_becomes_air(tmp_path):
     truth = known_volume((6, 10, 8))
     padded = truth.array.copy()
     padded[:, 0, :] = -2000
-    paths = write_ct_series(
-        tmp_path, truth.with_array(padded), SeriesSpec(vendor=GE)
-    )
+    paths = write_ct_series(tmp_path, truth.with_array(padded), SeriesSpec(vendor=GE))
     volume = assemble_volume(decode_plainly(path) for path in paths)
     assert (volume.array[:, 0, :] == -1000).all()
     assert np.array_equal(volume.array[:, 1:], truth.array[:, 1:])

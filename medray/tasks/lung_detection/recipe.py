@@ -21,13 +21,15 @@ from typing import Literal
 
 import numpy as np
 
+from medray.boxes import place_boxes
 from medray.datasets import datalist, lung_pet_ct_dx, yolo_folder
 from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
-from medray.preprocess.display import min_max, quantise, stretch
-from medray.preprocess.letterbox import draw_in_frame, letterbox_frame
+from medray.preprocess.display import quantise, stretch
+from medray.preprocess.intensity import minmax
+from medray.preprocess.planar import Placement, letterbox
 from medray.recipe import Prepared, Recipe
 from medray.tasks.lung_detection.phantom import baseline, write_phantom
 from medray.volume import Image2D
@@ -125,13 +127,13 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
     image = sample.image
     if not isinstance(image, Image2D):
         raise DataError("wrong_modality", "the task takes single slices")
-    frame = letterbox_frame(image.array.shape, (hp.size, hp.size))
-    values, fill = _values(image, hp)
-    drawn = draw_in_frame(values, frame, fill=fill)
-    kind: type[np.integer] = np.int16 if _keeps_hu(image, hp) else np.uint8
-    arrays = {"image": np.rint(drawn).astype(kind)}
+    pixels, placement = _pixels(image, hp)
+    arrays = {"image": pixels}
     if sample.boxes_xyxy_px is not None:
-        arrays["boxes"] = frame.boxes(sample.boxes_xyxy_px)
+        boxes = place_boxes(
+            sample.boxes_xyxy_px, scale_yx=placement.scale_yx, offset_yx_px=placement.offset_yx_px
+        )
+        arrays["boxes"] = boxes.astype(np.float32)
         labels = (
             sample.box_labels if sample.box_labels is not None else np.zeros(len(arrays["boxes"]))
         )
@@ -139,10 +141,13 @@ def prepare(sample: Sample, hp: Hparams) -> Prepared:
     spacing = image.spacing_yx_mm or ()
     return Prepared(
         arrays=arrays,
-        spacing_mm=tuple(mm / scale for mm, scale in zip(spacing, frame.scale_yx, strict=False)),
+        spacing_mm=tuple(
+            mm / scale for mm, scale in zip(spacing, placement.scale_yx, strict=False)
+        ),
         meta={
             **plain_meta(sample.meta),
-            **frame.as_meta(),
+            "scale_yx": list(placement.scale_yx),
+            "offset_yx_px": list(placement.offset_yx_px),
             "original_shape": list(image.array.shape[:2]),
         },
     )
@@ -152,26 +157,23 @@ def _is_ct(image: Image2D) -> bool:
     return image.array.ndim == 2 and image.meta.get("modality") == "CT"
 
 
-def _keeps_hu(image: Image2D, hp: Hparams) -> bool:
-    return _is_ct(image) and hp.stream == "ct" and hp.pixels == "hu" and hp.compat == "none"
-
-
-def _values(image: Image2D, hp: Hparams) -> tuple[np.ndarray, float]:
-    """Return the pixels in the range they are stored in, and what is put around them."""
-    array = image.array
+def _pixels(image: Image2D, hp: Hparams) -> tuple[np.ndarray, Placement]:
+    """Return (channel, height, width) in the frame, and where the image went."""
+    frame = (hp.size, hp.size)
+    if _is_ct(image) and hp.compat == "none":
+        drawn, placement = letterbox(np.clip(image.array, _AIR_HU, _MAX_HU), frame, fill=_AIR_HU)
+        if hp.stream == "ct" and hp.pixels == "hu":
+            return np.rint(drawn).astype(np.int16)[None], placement
+        shown = [stretch(drawn, low=low, high=high) for low, high in _WINDOWS_HU]
+        return quantise(np.stack(shown), np.uint8), placement
     if hp.compat == "original":
-        shown = quantise(min_max(array), np.uint8)
-        return _three(shown), _GREY_OF_FRAMES
-    if _keeps_hu(image, hp):
-        return np.clip(array, _AIR_HU, _MAX_HU), _AIR_HU
-    if _is_ct(image):
-        windows = [
-            quantise(stretch(array, low=low, high=high), np.uint8) for low, high in _WINDOWS_HU
-        ]
-        return np.stack(windows, axis=-1), 0
-    if array.dtype != np.uint8:
+        array = quantise(minmax(image.array), np.uint8)
+    elif image.array.dtype == np.uint8:
+        array = image.array
+    else:
         raise DataError("unsupported_pixels", "an image that is no CT must have 8 bit")
-    return _three(array), _GREY_OF_FRAMES
+    drawn, placement = letterbox(_three(array), frame, fill=_GREY_OF_FRAMES)
+    return np.ascontiguousarray(np.rint(drawn).astype(np.uint8).transpose(2, 0, 1)), placement
 
 
 def _three(array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from medray.phantoms import blobs, score
 from medray.phantoms.abdomen import HYPODENSE_HU, ORGAN_HU
 from medray.phantoms.abdomen_layout import write_classification_layout
+from medray.phantoms.fields import eroded
 from medray.phantoms.truth import Case, Truth, check_size, read_truth
 
 
@@ -66,9 +67,7 @@ def baseline(root: Path) -> dict[str, float]:
 
 def _features(root: Path, case: dict[str, Any]) -> tuple[float, float]:
     volume, affine = blobs.read_stack(root / case["path"])
-    inner = _physical_mask(root / case["mask"], affine)
-    for axis in (0, 1, 2):
-        inner = inner & np.roll(inner, 1, axis) & np.roll(inner, -1, axis)
+    inner = eroded(_physical_mask(root / case["mask"], affine))
     dark = inner & (volume < (HYPODENSE_HU + ORGAN_HU) / 2 - 10)
     _, found = blobs.blobs(dark, least=1)
     return float(dark.sum()), float(max((blob.size for blob in found), default=0))

@@ -1,0 +1,105 @@
+"""What bytes pass on their way out: counted, hashed once, and stopped at the first refusal."""
+
+import errno
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any, BinaryIO, cast
+
+from medray.errors import DataError
+from medray.storage.store import Payload, WriteReceipt
+
+_BUFFER_BYTES = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def sink_error(error: OSError) -> DataError:
+    """Return the refusal that an output's OSError means."""
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    if error.errno in _FULL:
+        return DataError("sink_full", f"the output takes no more bytes ({name})")
+    if error.errno in _DENIED:
+        return DataError("sink_denied", f"the output does not let this user write ({name})")
+    return DataError("sink_denied", f"the output cannot be written ({name})")
+
+
+class HashingSink(io.RawIOBase):
+    """A write-only file object (hence the base class) that hashes what it hands on.
+
+    Its own failure is kept in `failure`, because a writer in between may wrap or swallow it.
+    """
+
+    def __init__(self, write: Callable[[Any], int]) -> None:
+        super().__init__()
+        self._write = write
+        self._sha256 = hashlib.sha256()
+        self.md5 = hashlib.md5(usedforsecurity=False)
+        self.num_bytes = 0
+        self.failure: DataError | None = None
+
+    def writable(self) -> bool:
+        """Tell that this end takes bytes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the number of bytes so far; formats such as Parquet ask for it."""
+        return self.num_bytes
+
+    def write(self, data: Any) -> int:
+        """Hand on all of the bytes."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                done += self._write(view[done:])
+            except OSError as error:
+                self.failure = sink_error(error)
+                raise self.failure from error
+        self._sha256.update(view)
+        self.md5.update(view)
+        self.num_bytes += len(view)
+        return len(view)
+
+    def receipt(self) -> WriteReceipt:
+        """Return what was written so far."""
+        return WriteReceipt(self.num_bytes, self._sha256.hexdigest())
+
+
+def pour(payload: Payload, sink: HashingSink) -> None:
+    """Write a payload of any kind into the sink.
+
+    Raises:
+        DataError: the sink refused; errors of the payload's own making pass unchanged.
+    """
+    if isinstance(payload, bytes | bytearray | memoryview):
+        sink.write(payload)
+        return
+    buffered = io.BufferedWriter(sink, _BUFFER_BYTES)
+    try:
+        if callable(payload):
+            payload(cast("BinaryIO", buffered))
+        else:
+            for piece in payload:
+                buffered.write(piece)
+        if not buffered.closed:
+            buffered.flush()
+    except Exception:
+        if sink.failure is not None:
+            raise sink.failure from None
+        raise
+    finally:
+        _let_go(buffered)
+    if sink.failure is not None:
+        raise sink.failure
+
+
+def _let_go(buffered: Any) -> None:
+    """Part from the sink without a second attempt to write what it refused."""
+    try:
+        # From here on the sink only counts: detaching flushes what the buffer still holds.
+        buffered.raw._write = len
+        buffered.detach()
+    except ValueError:
+        # The payload closed the file object; nothing is left in the buffer then.
+        return
