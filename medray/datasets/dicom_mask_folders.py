@@ -18,6 +18,7 @@ from medray.datasets.tree import (
     series_folder,
     series_rejection,
     series_source,
+    unlabelled_rejection,
 )
 from medray.errors import DataError
 
@@ -64,9 +65,7 @@ def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | 
         yield from _case_records(tree, folder, case, members, with_label=with_label)
     for series in sorted(tree.series, key=lambda item: item.series_key):
         if series.series_key not in used:
-            yield series_rejection(
-                series, reason="no_label", detail="no folder with a mask holds the series"
-            )
+            yield unlabelled_rejection(series, "no folder with a mask holds the series")
 
 
 def _case_records(
@@ -130,6 +129,8 @@ def _read_label(tree: SourceTree, file: FileRef | None) -> int:
         raise DataError("annotation_invalid", "the file label is no text") from None
     if not text:
         raise DataError("no_label", "the file label is empty")
+    if not text.isdecimal():
+        raise DataError("annotation_invalid", "the file label is no digit")
     if text not in {"0", "1"}:
         raise DataError("label_unknown", "the file label is neither 0 nor 1")
     return int(text)

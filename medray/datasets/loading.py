@@ -19,6 +19,17 @@ from medray.formats.images import read_image
 from medray.formats.volumes import read_volume
 from medray.volume import Image2D, Volume
 
+_UNREADABLE = frozenset(
+    {
+        "unreadable",
+        "empty_file",
+        "truncated",
+        "unsupported_pixels",
+        "non_finite_pixels",
+        "bad_tag_value",
+    }
+)
+
 
 class SampleIO(Protocol):
     """What loading needs from outside: bytes of files and a decoder of foreign pixels."""
@@ -125,11 +136,23 @@ def _extra(source: ImageSource, io: SampleIO) -> Volume:
 
 
 def _mask(source: ImageSource, image: Volume, io: SampleIO) -> tuple[Volume, str]:
-    mask = _volume_file(source, io)
+    mask = _mask_file(source, io)
     if source.align == "pancreas_ct":
         array, how = align_label(mask.array, image.array)
         return image.with_array(array), how
     return mask_on_image(mask, image), "physical"
+
+
+def _mask_file(source: ImageSource, io: SampleIO) -> Volume:
+    """Read a mask; one that is no volume is a label that cannot be read."""
+    try:
+        return _volume_file(source, io)
+    except DataError as error:
+        if error.reason in _UNREADABLE:
+            raise DataError(
+                "annotation_invalid", f"the mask cannot be read: {error.detail}"
+            ) from None
+        raise
 
 
 def _boxes(record: Record, image: Volume | Image2D) -> np.ndarray | None:

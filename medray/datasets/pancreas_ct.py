@@ -19,6 +19,7 @@ from medray.datasets.tree import (
     label_rejection,
     series_rejection,
     series_source,
+    unlabelled_rejection,
 )
 
 NAME = "pancreas_ct"
@@ -42,9 +43,7 @@ def records(tree: SourceTree) -> Iterator[Record | Rejection]:
     for series in sorted(tree.series, key=lambda item: item.series_key):
         case = _case_of(tree, series)
         if case is None:
-            yield series_rejection(
-                series, reason="no_label", detail="the series is of no numbered case"
-            )
+            yield unlabelled_rejection(series, "the series is of no numbered case")
             continue
         by_case[case].append(series)
     for case in sorted(by_case.keys() | labels.keys()):
@@ -88,10 +87,8 @@ def _case_records(
         return
     usable = [item for item in series if is_volume(item) and item.modality == "CT"]
     if label is None:
-        yield from (
-            series_rejection(item, reason="no_label", detail="there is no label file for the case")
-            for item in series
-        )
+        why = "there is no label file for the case"
+        yield from (unlabelled_rejection(item, why) for item in series)
         return
     chosen = _fitting(tree, usable, label)
     if chosen is None:

@@ -15,7 +15,9 @@ from medray.datasets.tree import (
     label_files,
     label_rejection,
     placed_instances,
+    series_rejection,
     slice_usable,
+    unlabelled_rejection,
 )
 from medray.errors import ConfigError, DataError
 
@@ -145,10 +147,7 @@ def _without_row(
             if is_test
             else "the table has no row for the image"
         )
-        yield Rejection(
-            uri=item.instance.file.uri,
-            reason="no_label",
-            detail=detail,
-            series_uid=item.series.series_uid,
-            skip=is_test,
-        )
+        if is_test:
+            yield series_rejection(item.series, reason="no_label", detail=detail, skip=True)
+        else:
+            yield unlabelled_rejection(item.series, detail)

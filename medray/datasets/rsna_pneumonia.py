@@ -11,7 +11,15 @@ from medray.datasets.box_checks import Box, check_boxes, finite_number
 from medray.datasets.paths import stem_of
 from medray.datasets.record import Record, Rejection, SourceTree
 from medray.datasets.tables import read_table
-from medray.datasets.tree import Placed, file_named, label_rejection, placed_instances, slice_usable
+from medray.datasets.tree import (
+    Placed,
+    file_named,
+    label_rejection,
+    placed_instances,
+    series_rejection,
+    slice_usable,
+    unlabelled_rejection,
+)
 from medray.errors import ConfigError, DataError
 
 NAME = "rsna_pneumonia"
@@ -73,19 +81,10 @@ def _unlabelled(
 ) -> Iterator[Rejection]:
     for image_id in sorted(placed.keys() - labelled.keys()):
         item = placed[image_id]
-        yield _image_rejection(item, "the label table has no row for the image", skip=False)
+        yield unlabelled_rejection(item.series, "the label table has no row for the image")
     for item in test:
-        yield _image_rejection(item, "images of the test folder have no labels", skip=True)
-
-
-def _image_rejection(item: Placed, detail: str, *, skip: bool) -> Rejection:
-    return Rejection(
-        uri=item.instance.file.uri,
-        reason="no_label",
-        detail=detail,
-        series_uid=item.series.series_uid,
-        skip=skip,
-    )
+        detail = "images of the test folder have no labels"
+        yield series_rejection(item.series, reason="no_label", detail=detail, skip=True)
 
 
 def _detailed_classes(tree: SourceTree) -> dict[str, set[str]]:

@@ -125,6 +125,13 @@ def series_rejection(
     )
 
 
+def unlabelled_rejection(series: SeriesRef, detail: str) -> Rejection:
+    """Return that a stack has no label; one that is bad by itself keeps its own reason."""
+    if series.verdict == "ok":
+        return series_rejection(series, reason="no_label", detail=detail)
+    return series_rejection(series, skip=series.verdict == "localizer")
+
+
 def label_rejection(file: FileRef, reason: str, detail: str, *, skip: bool = False) -> Rejection:
     """Return why a label file, or what it labels, is left out."""
     return Rejection(uri=file.uri, reason=reason, detail=detail, skip=skip)

@@ -50,16 +50,17 @@ def records(tree: SourceTree, class_names: Sequence[str] = ()) -> Iterator[Recor
     for path, source, verdict in _images(tree):
         key = _key(path, "images")
         seen.add(key)
+        label = labels.get(key)
         uri = source.files[0].uri
         try:
             if verdict:
                 raise DataError(verdict, "the image cannot be used")
-            if key not in labels:
+            if label is None:
                 raise DataError(
                     "no_label", "the image has no label file; an empty one means no box"
                 )
-            boxes, classes = _read_boxes(tree, labels[key], num_classes)
-            yield _record(path, key, source, (boxes, classes))
+            uri = label.uri  # what is wrong from here on is the label
+            yield _record(path, key, source, _read_boxes(tree, label, num_classes))
         except DataError as error:
             yield Rejection(uri=uri, reason=error.reason, detail=error.detail)
     for key in sorted(labels.keys() - seen):

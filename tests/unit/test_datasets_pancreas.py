@@ -223,6 +223,7 @@ FOLDER_FAULTS = {
     "c": ({"label_text": "2"}, "label_unknown"),
     "d": ({"label_text": "1" * 100}, "annotation_invalid"),
     "e": ({"label_text": "\u00e9"}, "annotation_invalid"),
+    "m": ({"label_text": "maybe"}, "annotation_invalid"),
     "f": ({"mask": ""}, "no_label"),
     "g": ({"verdict": "duplicate_positions"}, "duplicate_positions"),
     "h": ({"kind": "image"}, "annotation_unmatched"),
