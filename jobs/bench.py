@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/bench.py ...`; same arguments as `medray bench`."""
+"""`ray job submit -- python jobs/bench.py ...`: the arguments of `medray bench`."""
 
 from medray.cli import job_main
 

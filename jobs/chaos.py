@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/chaos.py ...`; same arguments as `medray chaos`."""
+"""`ray job submit -- python jobs/chaos.py ...`: the arguments of `medray chaos`."""
 
 from medray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/convert.py ...`; same arguments as `medray convert`."""
+"""`ray job submit -- python jobs/convert.py ...`: the arguments of `medray convert`."""
 
 from medray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/index.py ...`; same arguments as `medray index`."""
+"""`ray job submit -- python jobs/index.py ...`: the arguments of `medray index`."""
 
 from medray.cli import job_main
 

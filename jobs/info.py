@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/info.py ...`; same arguments as `medray info`."""
+"""`ray job submit -- python jobs/info.py ...`: the arguments of `medray info`."""
 
 from medray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/phantom.py ...`; same arguments as `medray phantom`."""
+"""`ray job submit -- python jobs/phantom.py ...`: the arguments of `medray phantom`."""
 
 from medray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit -- python jobs/prepare.py ...`; same arguments as `medray prepare`."""
+"""`ray job submit -- python jobs/prepare.py ...`: the arguments of `medray prepare`."""
 
 from medray.cli import job_main
 

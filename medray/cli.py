@@ -374,7 +374,7 @@ def _say(message: str) -> None:
     sys.stderr.write(f"medray: {' '.join(message.split())}\n")
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signal API
     raise KeyboardInterrupt
 
 

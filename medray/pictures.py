@@ -88,7 +88,7 @@ def _grey_or_colour(plane: np.ndarray) -> np.ndarray:
 
 def _draw_box(rgb: np.ndarray, box_xyxy_px: np.ndarray) -> None:
     height, width = rgb.shape[:2]
-    left, top, right, bottom = (int(round(float(v))) for v in box_xyxy_px[:4])
+    left, top, right, bottom = (round(float(v)) for v in box_xyxy_px[:4])
     left, right = np.clip([left, right - 1], 0, width - 1)
     top, bottom = np.clip([top, bottom - 1], 0, height - 1)
     thick = max(1, max(height, width) // _TILE_PX)

@@ -7,10 +7,10 @@ from typing import Any
 def print_summary(summary: dict[str, Any], out: str) -> None:
     """Print counts, verdicts and seconds as a plain table on stdout."""
     counts = summary["counts"]
-    lines = [
-        f"{summary['verb']}: {counts['num_inputs']} inputs, {counts['num_done']} done, "
-        f"{counts['num_skipped']} skipped, {counts['num_rejected']} rejected"
-    ]
+    numbers = ", ".join(
+        f"{counts[f'num_{name}']} {name}" for name in ("inputs", "done", "skipped", "rejected")
+    )
+    lines = [f"{summary['verb']}: {numbers}"]
     lines += _table("rejected", counts["rejected_by_reason"])
     lines += _table("skipped", counts["skipped_by_reason"])
     if summary.get("series"):

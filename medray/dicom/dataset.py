@@ -1,4 +1,4 @@
-"""Opening a DICOM stream under limits, and reading single values from it with a reason on failure."""
+"""Opening a DICOM stream under limits, and reading single values with a reason on failure."""
 
 import io
 import math
@@ -69,8 +69,10 @@ def open_dataset(
     stream.seek(0)
     try:
         if is_deflated(stream):
-            return _open_deflated(stream, stop_before_pixels, tags, max_inflated_bytes)
-        seen = _PixelStop(stop_before_pixels)
+            return _open_deflated(
+                stream, stop=stop_before_pixels, tags=tags, limit=max_inflated_bytes
+            )
+        seen = _PixelStop(stop=stop_before_pixels)
         dataset = pydicom.filereader.read_partial(
             stream, stop_when=seen, force=True, specific_tags=_tag_list(tags)
         )
@@ -106,7 +108,7 @@ def is_deflated(stream: BinaryIO) -> bool:
 class _PixelStop:
     """Stops the parser at the pixel data and remembers that it got there."""
 
-    def __init__(self, stop: bool) -> None:
+    def __init__(self, *, stop: bool) -> None:
         self.stop = stop
         self.met = False
 
@@ -129,7 +131,7 @@ def _require_content(dataset: Dataset) -> None:
 
 
 def _open_deflated(
-    stream: BinaryIO, stop: bool, tags: tuple[str | int, ...] | None, limit: int
+    stream: BinaryIO, *, stop: bool, tags: tuple[str | int, ...] | None, limit: int
 ) -> tuple[Dataset, bool]:
     """Inflate at most `limit` bytes, then parse; pydicom itself would inflate without a bound."""
     raw = stream.read()
@@ -137,7 +139,7 @@ def _open_deflated(
     if syntax != _DEFLATED.decode():
         raise DataError("unreadable", "the transfer syntax is not in the file meta information")
     inflated = inflate(raw[start:], limit=limit)
-    seen = _PixelStop(stop)
+    seen = _PixelStop(stop=stop)
     dataset = read_dataset(
         io.BytesIO(inflated), False, True, stop_when=seen, specific_tags=_tag_list(tags)
     )
@@ -205,7 +207,7 @@ def _value(dataset: Dataset, keyword: str) -> Any:
         return None
     element = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
-        raw, vr = element.value, element.VR or vr
+        raw, vr = element.value or b"", element.VR or vr
         if not raw:
             return None
         if vr in _TEXT_VRS and raw.isascii():

@@ -1,7 +1,7 @@
 """Order, spacing and affine of a stack of slices, proven from positions alone.
 
-Everything is in the patient's LPS millimetres (PS3.3 C.7.6.2.1.1). A file's name, number or place in
-a folder never orders anything.
+Everything is in the patient's LPS millimetres (PS3.3 C.7.6.2.1.1). A file's name, number or place
+in a folder never orders anything.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from medray.dicom.header import Plane
 from medray.errors import DataError
 
 MIN_SLICES = 3
-# Table positions are stored with 0.1 mm at worst; 5 % passes rounding, one lost slice (100 %) cannot.
+# Table positions are stored with 0.1 mm at worst; 5 % passes rounding, one lost slice cannot.
 _INCREMENT_ATOL_MM = 0.1
 _INCREMENT_RTOL = 0.05
 _ROUNDING_MM = 1e-6  # decimal text to binary

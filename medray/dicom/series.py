@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -183,7 +184,7 @@ def _tiles(
         return when_irregular
     owner = [number for number, part in enumerate(parts) for _ in part]
     sequence = [owner[index] for index in order]
-    changes = sum(a != b for a, b in zip(sequence, sequence[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(sequence))
     return changes == len(parts) - 1
 
 

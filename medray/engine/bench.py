@@ -16,9 +16,7 @@ from medray.recipe import Recipe
 STAGES = ("index", "convert", "prepare")
 
 
-def bench(
-    stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool
-) -> dict[str, Any]:
+def bench(stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool) -> dict[str, Any]:
     """Measure stages; write bench.json below `out`; needs a running `ray_session`.
 
     Args:

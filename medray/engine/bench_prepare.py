@@ -20,7 +20,11 @@ def rows(work: Path, recipe: Recipe[Any], *, small: bool) -> Iterator[Measure]:
     data = work / f"phantom-{recipe.name}-{small}"
     if not (data / "truth.json").exists():
         recipe.phantom(
-            data, num_patients=4 if small else 16, seed=3, defects=False, size="tiny" if small else "small"
+            data,
+            num_patients=4 if small else 16,
+            seed=3,
+            defects=False,
+            size="tiny" if small else "small",
         )
     fresh = work / f"prepared-{time.time_ns()}"
     options = PrepareOptions(data=str(data), gates="off")
@@ -31,7 +35,9 @@ def rows(work: Path, recipe: Recipe[Any], *, small: bool) -> Iterator[Measure]:
         )
         seconds = time.perf_counter() - began
         mapped = summary["stages"]["prepare"]["seconds"]
-        number = summary["counts"]["num_done"] + summary["counts"]["skipped_by_reason"].get("already_done", 0)
+        number = summary["counts"]["num_done"] + summary["counts"]["skipped_by_reason"].get(
+            "already_done", 0
+        )
         yield Measure(
             name=f"prepare {number} examples {name}",
             median_s=seconds,

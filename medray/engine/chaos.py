@@ -100,8 +100,9 @@ def chaos(
 def _line(outcome: Outcome) -> str:
     verdict = "same result" if outcome.passed else "FAILED"
     return (
-        f"{outcome.stage}: {outcome.num_kills} {outcome.target}s killed in {outcome.num_runs} runs: "
-        f"{verdict}, {outcome.num_redone} redone, {outcome.num_temps} temporary files left"
+        f"{outcome.stage}: {outcome.num_kills} {outcome.target}s killed in "
+        f"{outcome.num_runs} runs: {verdict}, {outcome.num_redone} redone, "
+        f"{outcome.num_temps} temporary files left"
     )
 
 

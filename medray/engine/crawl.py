@@ -1,4 +1,4 @@
-"""What an index task does: read the headers of one shard, judge the series of one bucket. No Ray."""
+"""What index tasks do: read the headers of a shard, judge the series of a bucket. No Ray."""
 
 import hashlib
 import io

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -127,7 +128,7 @@ def _group(shards: list[str], num_files: int, out: str) -> dict[str, int]:
     parts = max(1, -(-num_files // _FILES_PER_GROUP))
     edges = [NUM_BUCKETS * part // parts for part in range(parts + 1)]
     items = []
-    for part, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for part, (low, high) in enumerate(pairwise(edges)):
         name = _shard_name(part, parts)
         payload = {"name": name, "low": low, "high": high, "shards": shards}
         items.append(

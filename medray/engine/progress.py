@@ -8,7 +8,7 @@ _REDRAW_S = 0.2
 
 
 class Progress:
-    """Counts items of a stage; draws at most five times a second, or a line every 10 % without tty."""
+    """Counts items of a stage; draws five times a second at most, every 10 % without a tty."""
 
     def __init__(self, stage: str, total: int | None, *, quiet: bool) -> None:
         self.stage = stage

@@ -20,6 +20,7 @@ from medray.formats.nifti_header import (
     stored_dtype,
 )
 from medray.formats.nifti_reader import read_nifti
+from medray.storage import read_bytes
 from medray.volume import Volume
 
 # A gzip header without name and time, so that equal volumes give equal bytes.
@@ -149,8 +150,6 @@ def _local(path_or_uri: str | Path) -> Iterator[Path]:
     elif path_or_uri.startswith("file://"):
         yield Path(path_or_uri.removeprefix("file://"))
     else:
-        from medray.storage import read_bytes
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ("copy.nii.gz" if path_or_uri.endswith(".gz") else "copy.nii")
             path.write_bytes(read_bytes(path_or_uri))

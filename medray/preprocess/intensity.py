@@ -46,12 +46,15 @@ def scale_range(
     """Map [low, high] to [out_low, out_high] linearly; values outside saturate."""
     if not high > low:
         raise ValueError(f"high must be > low, got low={low}, high={high}")
+    first, last = np.float32(low), np.float32(high)
     out = values.astype(np.float32)
-    np.clip(out, low, high, out=out)
-    out -= np.float32(low)
-    out *= np.float32((out_high - out_low) / (high - low))
-    out += np.float32(out_low)
-    return np.clip(out, min(out_low, out_high), max(out_low, out_high), out=out)
+    np.clip(out, first, last, out=out)
+    out -= first
+    out /= last - first  # by division, so that `high` gives exactly 1
+    if (out_low, out_high) != (0, 1):
+        out *= np.float32(out_high - out_low)
+        out += np.float32(out_low)
+    return out
 
 
 def minmax(

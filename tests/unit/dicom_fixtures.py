@@ -1,4 +1,4 @@
-"""Headers and pixels of files on disk, decoded by pydicom itself: a second source for our own path."""
+"""Headers and pixels of files on disk, decoded by pydicom itself: a second source."""
 
 import hashlib
 from collections.abc import Iterable

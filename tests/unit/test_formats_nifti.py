@@ -247,10 +247,8 @@ def test_verify_finds_a_file_that_ends_early(tmp_path):
 
 
 def test_verify_fetches_what_is_remote(tmp_path, monkeypatch):
-    import medray.storage
-
     data = {"memory://bucket/v.nii.gz": written(numbered(), gz=True)}
-    monkeypatch.setattr(medray.storage, "read_bytes", data.__getitem__, raising=False)
+    monkeypatch.setattr("medray.formats.nifti.read_bytes", data.__getitem__)
     verify_nifti("memory://bucket/v.nii.gz", numbered())
     with pytest.raises(DataError, match="output_mismatch"):
         verify_nifti("memory://bucket/v.nii.gz", numbered(affine=oblique()))

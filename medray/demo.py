@@ -1,0 +1,93 @@
+"""`make demo`: phantom and, where it is at hand, real data are indexed, converted and prepared."""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from medray import cli
+from medray.engine.cluster import ray_session
+
+_GOOD_CODES = frozenset({cli.EXIT_DONE, cli.EXIT_REJECTS})
+_REAL_SERIES = "ct_series/lung_pet_ct_dx_A0001"
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="demo-out")
+    root = Path(parser.parse_args().out)
+    began = time.monotonic()
+    if root.exists():
+        shutil.rmtree(root)
+    root.mkdir(parents=True)
+    _say("A local Ray starts; everything below runs as its tasks.")
+    with ray_session(None):
+        codes = _phantoms(root) + _real(root)
+    _finish(root, time.monotonic() - began)
+    return 0 if set(codes) <= _GOOD_CODES else 1
+
+
+def _phantoms(root: Path) -> list[int]:
+    lung, pancreas = str(root / "phantom-lung"), str(root / "phantom-pancreas")
+    _say("1. Synthetic patients, in the true layout of Lung-PET-CT-Dx, with a zoo of defects")
+    codes = [_run("phantom", "lung_detection", "--out", lung, "--patients", "8", "--defects")]
+    _say("2. Index: which files are there, which series do they make, what is wrong with them")
+    codes.append(_run("index", lung, "--out", str(root / "index")))
+    _say("3. Convert: volumes of 1.5 mm as NIfTI, each read back by another reader")
+    codes.append(_run("convert", lung, "--out", str(root / "nifti"), "--spacing", "1.5"))
+    _say("4. Prepare: training examples with boxes, and with masks")
+    data = ("--data", lung, "--out", str(root / "prepared-lung"), "--tiny")
+    codes.append(_run("prepare", "lung_detection", *data))
+    codes.append(_run("phantom", "pancreas_segmentation", "--out", pancreas, "--patients", "8"))
+    data = ("--data", pancreas, "--out", str(root / "prepared-pancreas"), "--tiny")
+    codes.append(_run("prepare", "pancreas_segmentation", *data))
+    return codes
+
+
+def _real(root: Path) -> list[int]:
+    where = os.environ.get("MEDRAY_TEST_DATA", "../shared/data")
+    source = Path(where) / _REAL_SERIES
+    if not source.is_dir():
+        _say("5. Real data: skipped, MEDRAY_TEST_DATA does not lead to any")
+        return []
+    _say("5. Real data: one patient of Lung-PET-CT-Dx (CC BY 4.0)")
+    codes = [_run("index", str(source), "--out", str(root / "real-index"))]
+    codes.append(_run("convert", str(source), "--out", str(root / "real-nifti")))
+    # One patient cannot be split: all of it is training and validation, and no gate can pass.
+    data = ("--data", str(source), "--out", str(root / "real-prepared"))
+    loose = ("--set", "split=none", "--set", "gates=off")
+    return [*codes, _run("prepare", "lung_detection", *data, *loose)]
+
+
+def _run(*arguments: str) -> int:
+    sys.stdout.write(f"$ medray {' '.join(arguments)}\n")
+    sys.stdout.flush()
+    code = cli.run(arguments)
+    if code not in _GOOD_CODES:
+        sys.stderr.write(f"demo: that command ended with exit code {code}\n")
+    return code
+
+
+def _finish(root: Path, seconds: float) -> None:
+    _say(f"Done in {seconds:.0f} s; Ray has stopped. What is there now:")
+    for path in sorted(root.glob("*")):
+        for name in ("contact_sheet.png", "run.json", "results.parquet", "truth.json"):
+            if (path / name).exists():
+                sys.stdout.write(f"  {path / name}\n")
+    sys.stdout.write(
+        "Look at the contact sheets first. Next, on your own data:\n"
+        "  .venv/bin/medray index YOUR_DICOM --out index\n"
+        "  .venv/bin/medray convert YOUR_DICOM --out nifti\n"
+    )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"\n== {line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
