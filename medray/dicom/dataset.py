@@ -205,9 +205,9 @@ def _value(dataset: Dataset, keyword: str) -> Any:
     tag, vr = _tag_and_vr(keyword)
     if tag not in dataset:
         return None
-    element = dataset.get_item(tag)
+    element: Any = dataset.get_item(tag)
     if isinstance(element, RawDataElement):
-        raw, vr = element.value or b"", element.VR or vr
+        raw, vr = element.value, element.VR or vr
         if not raw:
             return None
         if vr in _TEXT_VRS and raw.isascii():

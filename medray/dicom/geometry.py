@@ -18,7 +18,8 @@ _INCREMENT_ATOL_MM = 0.1
 _INCREMENT_RTOL = 0.05
 _ROUNDING_MM = 1e-6  # decimal text to binary
 _SAME_POSITION_MM = 1e-3
-_TILT_TOLERANCE_DEG = 0.5
+# Slices that move less than this in their plane over the whole stack lie on an orthogonal grid.
+_MAX_SHIFT_PX = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +28,11 @@ class StackGeometry:
 
     Attributes:
         order: indices of the given planes, ascending along the slice normal.
-        affine_lps: (4, 4), index (k, j, i, 1) to (x, y, z, 1) mm; of the orthogonal grid where
-            the gantry was tilted.
+        affine_lps: (4, 4), index (k, j, i, 1) to (x, y, z, 1) mm, of the orthogonal grid.
         spacing_zyx_mm: distance between slices along the normal, rows, columns.
-        shift_yx_px: (n, 2) in-plane offset of each ordered slice against the orthogonal grid;
-            all zero without tilt.
+        shift_yx_px: (n, 2) in-plane offset of each ordered slice against the orthogonal grid.
         tilt_deg: angle between the stack's axis and the slice normal.
+        is_tilted: the slices must be moved in their plane to lie on an orthogonal grid.
     """
 
     order: tuple[int, ...]
@@ -40,18 +40,24 @@ class StackGeometry:
     spacing_zyx_mm: tuple[float, float, float]
     shift_yx_px: np.ndarray
     tilt_deg: float
+    is_tilted: bool
 
-    @property
-    def is_tilted(self) -> bool:
-        """Tell whether the volume must be resampled to an orthogonal grid."""
-        return self.tilt_deg > _TILT_TOLERANCE_DEG
+
+def direction_cosines(orientation: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the directions of a row and of a column, exactly unit and orthogonal.
+
+    Headers round them to as few as three digits; a grid needs a right angle.
+    """
+    row = np.asarray(orientation[:3], dtype=np.float64)
+    row = row / np.linalg.norm(row)
+    column = np.asarray(orientation[3:6], dtype=np.float64)
+    column = column - (column @ row) * row
+    return row, column / np.linalg.norm(column)
 
 
 def slice_normal(orientation: Sequence[float]) -> np.ndarray:
     """Return the unit normal, row cosines x column cosines."""
-    normal = np.cross(np.asarray(orientation[:3]), np.asarray(orientation[3:6]))
-    unit: np.ndarray = normal / np.linalg.norm(normal)
-    return unit
+    return np.cross(*direction_cosines(orientation))
 
 
 def stack_geometry(planes: Sequence[Plane]) -> StackGeometry:
@@ -125,27 +131,24 @@ def _regular_geometry(
     assert plane.orientation is not None
     assert plane.spacing_yx_mm is not None
     row_mm, column_mm = plane.spacing_yx_mm
-    along_i = np.asarray(plane.orientation[:3])  # a row runs along i
-    along_j = np.asarray(plane.orientation[3:6])
+    along_i, along_j = direction_cosines(plane.orientation)  # a row runs along i
     span = positions[-1] - positions[0]
     count = len(positions)
     thickness = float(span @ normal) / (count - 1)
     shear = span - (span @ normal) * normal
     tilt_deg = float(np.degrees(np.arctan2(np.linalg.norm(shear), span @ normal)))
-    tilted = tilt_deg > _TILT_TOLERANCE_DEG
+    offsets = positions - positions[0]
+    shift = np.stack([offsets @ along_j / row_mm, offsets @ along_i / column_mm], axis=1)
     affine = np.eye(4)
-    affine[:3, 0] = normal * thickness if tilted else span / (count - 1)
+    affine[:3, 0] = normal * thickness
     affine[:3, 1] = along_j * row_mm
     affine[:3, 2] = along_i * column_mm
     affine[:3, 3] = positions[0]
-    shift = np.zeros((count, 2))
-    if tilted:
-        offsets = positions - positions[0]
-        shift = np.stack([offsets @ along_j / row_mm, offsets @ along_i / column_mm], axis=1)
     return StackGeometry(
         order=order,
         affine_lps=affine,
         spacing_zyx_mm=(thickness, row_mm, column_mm),
         shift_yx_px=shift,
         tilt_deg=tilt_deg,
+        is_tilted=bool(np.abs(shift).max() > _MAX_SHIFT_PX),
     )

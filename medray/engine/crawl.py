@@ -89,6 +89,8 @@ def _row(item: dict[str, Any]) -> dict[str, Any]:
         "status": "done",
     }
     try:
+        if item["error"]:
+            raise DataError(*item["error"])
         header = read_header(item["uri"], item["bytes"])
     except DataError as error:
         row.update(reason=error.reason, detail=error.detail)

@@ -84,6 +84,7 @@ def _rows(source: str) -> Iterator[dict[str, object]]:
             "stamp": entry.stamp,
             "named": entry.uri == source or entry.uri == storage.normalise(source),
             "place": int.from_bytes(digest, "big"),
+            "error": None if entry.error is None else [entry.error.reason, entry.error.detail],
         }
 
 

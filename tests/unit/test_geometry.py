@@ -88,3 +88,34 @@ def test_absent_geometry_is_refused(missing):
     ]
     with pytest.raises(DataError, match="^no_geometry: "):
         stack_geometry(holes)
+
+
+def test_a_small_tilt_is_straightened_where_it_moves_a_slice_by_more_than_half_a_pixel():
+    def tilted(slices, shift_px):
+        stack = planes(np.arange(slices) * 2.0)
+        return [
+            Plane(
+                position_mm=(
+                    p.position_mm[0],
+                    p.position_mm[1] + n * shift_px * 0.8,
+                    p.position_mm[2],
+                ),
+                orientation=p.orientation,
+                spacing_yx_mm=p.spacing_yx_mm,
+            )
+            for n, p in enumerate(stack)
+        ]
+
+    few, many = stack_geometry(tilted(10, 0.01)), stack_geometry(tilted(100, 0.01))
+    assert not few.is_tilted
+    assert many.is_tilted
+    for geometry in (few, many):
+        axes = geometry.affine_lps[:3, :3] / np.linalg.norm(geometry.affine_lps[:3, :3], axis=0)
+        assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+
+
+def test_rounded_direction_cosines_still_give_a_right_angle():
+    rounded = (0.9998, 0.0175, 0.0, -0.0175, 0.9998, 0.0)
+    geometry = stack_geometry(planes(np.arange(5) * 2.0, rounded))
+    axes = geometry.affine_lps[:3, :3] / np.linalg.norm(geometry.affine_lps[:3, :3], axis=0)
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-12)
