@@ -14,6 +14,8 @@ Side = Literal["left", "right"]
 # than one such pixel (0.25 mm), and connected components on 12 million pixels take seconds.
 _WORKING_PX = 1024
 _FULL_SHARE = 0.95
+_CLASS_GAP = 4.0
+_MIN_CLASS_SHARE = 0.02
 # Of the working image's longer side: removes labels, wedges and tape, keeps the breast. The
 # published pipeline opens with an ellipse of 100 px at 1024 rows.
 _OPENING_SHARE = 50 / 1024
@@ -41,11 +43,32 @@ def otsu_threshold(values: Real[np.ndarray, "*shape"], *, num_bins: int = 256) -
     return float(edges[best + 1])
 
 
+def tissue_threshold(values: Real[np.ndarray, "*shape"]) -> float:
+    """Return the value that separates air, noise included, from the faintest tissue.
+
+    Otsu's threshold may fall inside the breast, between fat and glands or before a white frame; it
+    is then taken again below itself, as long as that splits two real classes and not one noise.
+    """
+    threshold = otsu_threshold(values)
+    while True:
+        below = values[values <= threshold]
+        lower = otsu_threshold(below)
+        dark, light = below[below <= lower], below[below > lower]
+        if not len(light) or not len(dark):
+            return threshold
+        # Halves of one Gaussian lie 1.6 of its deviations apart, 2.7 of a half's own.
+        if light.mean() - dark.mean() < _CLASS_GAP * max(float(dark.std()), 1e-9):
+            return threshold
+        if len(light) < _MIN_CLASS_SHARE * values.size:
+            return threshold
+        threshold = lower
+
+
 def breast_mask(image: Real[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """Return the filled region of the breast; everywhere True if there is none to be found.
 
     Foreground is what exceeds 1/255 of the range; where that is more than 95 % of the image, what
-    exceeds Otsu's threshold. After an opening by a disc, the component with the largest bounding
+    exceeds the noise of the background (see `tissue_threshold`). After an opening by a disc, the component with the largest bounding
     rectangle is taken and its holes are filled.
     """
     step = max(1, -(-max(image.shape) // _WORKING_PX))
@@ -53,7 +76,7 @@ def breast_mask(image: Real[np.ndarray, "height width"]) -> Bool[np.ndarray, "he
     low, high = float(small.min()), float(small.max())
     foreground = small > low + (high - low) / 255
     if foreground.mean() > _FULL_SHARE:
-        foreground = small > otsu_threshold(small)
+        foreground = small > tissue_threshold(small)
     region = _largest_region(foreground, radius=round(_OPENING_SHARE * max(small.shape)))
     if region is None:
         return np.ones(image.shape, dtype=bool)
