@@ -58,9 +58,10 @@ def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | 
             cases[folder_of(path)].masks.append(file)
         elif path.rsplit("/", 1)[-1] == "label":
             cases[folder_of(path)].label = file
+    placed = [(series_folder(tree, series), series) for series in tree.series]
     used: set[str] = set()
     for folder, case in sorted(cases.items()):
-        members = [s for s in tree.series if inside(series_folder(tree, s), folder)]
+        members = [series for where, series in placed if inside(where, folder)]
         members.sort(key=lambda item: item.series_key)
         used.update(item.series_key for item in members)
         yield from _case_records(tree, folder, case, members, with_label=with_label)

@@ -26,7 +26,9 @@ def relative_path(uri: str, root: str) -> str:
 
 def _plain(uri: str) -> str:
     text = uri.removeprefix("file://")
-    return text if "://" in text else Path(text).absolute().as_posix()
+    if text.startswith("/") or "://" in text:
+        return text
+    return Path(text).absolute().as_posix()
 
 
 def folder_of(path: str) -> str:

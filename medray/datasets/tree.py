@@ -70,10 +70,8 @@ def label_files(tree: SourceTree, *suffixes: str) -> list[tuple[str, FileRef]]:
 
 def tree_path(tree: SourceTree, uri: str) -> str:
     """Return a file's path below the labels' root if it lies there, else below the data root."""
-    for root in (tree.labels_root, tree.root):
-        path = relative_path(uri, root)
-        if path != relative_path(uri, "memory://nowhere"):
-            return path
+    if tree.labels_root != tree.root and uri.startswith(tree.labels_root.rstrip("/") + "/"):
+        return relative_path(uri, tree.labels_root)
     return relative_path(uri, tree.root)
 
 
