@@ -185,7 +185,8 @@ def _mass(
     """Lay a mass of a given area over the image, in place; return its share of each pixel."""
     shape_seed = int(rng.integers(1 << 31))
     pixel = float(axes[0].ravel()[1] - axes[0].ravel()[0])
-    wanted = np.pi * radius**2 / pixel**2
+    # Spikes run into ligaments and gland above a threshold; the smaller area makes up for it.
+    wanted = np.pi * radius**2 / pixel**2 * (0.88 if spiculated else 1.0)
     size = radius
     draw = _spiculated if spiculated else _round
     alpha = draw(axes, center, size, np.random.default_rng(shape_seed))

@@ -81,6 +81,25 @@ class Zoo:
         noise = stream(self.seed, "zoo", name).integers(0, 200, ramp.shape)
         return (ramp + noise)[None].astype(np.uint16)
 
+    def stack(
+        self, name: str, spoil: Callable[[bytes], bytes], reason: str, *, syntax: str
+    ) -> None:
+        """Plant a CT series of five slices, the middle one spoilt: it is found when decoding."""
+        folder = self.folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(5):
+            tags = {
+                "Modality": "CT",
+                "SOPClassUID": SOP_CLASSES["CT"],
+                "SOPInstanceUID": uid("zoo", self.seed, name, k),
+                "InstanceNumber": k + 1,
+                "ImagePositionPatient": ["-20", "-30", str(40 + 3 * k)],
+                "RescaleIntercept": "-1024",
+            }
+            data = self.image(name, tags=tags, syntax=syntax)
+            (folder / f"1-{k + 1}.dcm").write_bytes(spoil(data) if k == 2 else data)
+        self.defect(folder, reason, scope="series", stage="convert")
+
     def image(
         self,
         name: str,

@@ -1,14 +1,17 @@
 """Defects of single files: bytes, headers, pixels."""
 
 import gzip
+import io
 import struct
 import zlib
 from collections.abc import Callable
 
 import numpy as np
+import pydicom
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -20,6 +23,7 @@ from medray.phantoms.instance import instance_bytes, new_dataset, set_pixels
 from medray.phantoms.zoo import Zoo, find_element, with_element
 
 PIXEL_DATA = (0x7FE0, 0x0010)
+_PLAIN = str(ExplicitVRLittleEndian)
 _NESTING_DEPTH = 2000
 _BOMB_BLOCK, _BOMB_BLOCKS = 64 << 20, 18  # 1.1 GiB from about 1.1 MB
 _DECIMALS: dict[str, tuple[tuple[int, int], int]] = {
@@ -52,8 +56,7 @@ def _add_byte_defects(zoo: Zoo) -> None:
     healthy = zoo.image("truncated_header")
     start, header, _ = find_element(healthy, (0x0020, 0x000D))
     zoo.file("truncated_header", healthy[: start + header + 9], "truncated")
-    healthy = zoo.image("truncated_pixels")
-    zoo.file("truncated_pixels", healthy[:-700], "truncated")
+    zoo.stack("truncated_pixels", lambda data: data[:-700], "truncated", syntax=_PLAIN)
     healthy = zoo.image("truncated_mid_element")
     start, _, _ = find_element(healthy, (0x0028, 0x0010))
     zoo.file("truncated_mid_element", healthy[: start + 3], "truncated")
@@ -61,18 +64,16 @@ def _add_byte_defects(zoo: Zoo) -> None:
 
 def _add_bombs(zoo: Zoo) -> None:
     zoo.file("deflate_bomb", _deflate_bomb(zoo), "bomb_suspected")
-    data = zoo.image("rle_bomb", syntax=RLELossless)
+    zoo.stack("rle_bomb", declared_huge, "bomb_suspected", syntax=RLELossless)
+    zoo.stack("jpeg2000_bomb", declared_huge, "bomb_suspected", syntax=JPEG2000Lossless)
+    zoo.file("nested_2000", _nested(zoo), "nesting_too_deep")
+
+
+def declared_huge(data: bytes) -> bytes:
+    """Let a few bytes claim 65,535 rows and columns."""
     for tag in ((0x0028, 0x0010), (0x0028, 0x0011)):
         data = with_element(data, tag, struct.pack("<H", 65535))
-    zoo.file("rle_bomb", data, "bomb_suspected", stage="convert")
-    data = zoo.image("huge_frames")
-    dataset = new_dataset(zoo.tags("huge_frames") | {"NumberOfFrames": 90000})
-    set_pixels(dataset, zoo.pixels("huge_frames"), syntax=JPEG2000Lossless, bits_stored=12)
-    data = instance_bytes(dataset)
-    for tag in ((0x0028, 0x0010), (0x0028, 0x0011)):
-        data = with_element(data, tag, struct.pack("<H", 60000))
-    zoo.file("huge_frames", data, "bomb_suspected", stage="convert")
-    zoo.file("nested_2000", _nested(zoo), "nesting_too_deep")
+    return data
 
 
 def _deflate_bomb(zoo: Zoo) -> bytes:
@@ -149,7 +150,10 @@ def _first_value(text: bytes) -> Callable[[bytes], bytes]:
 def _add_missing(zoo: Zoo) -> None:
     zoo.file("rows_missing", zoo.image("rows_missing", drop=("Rows",)), "missing_tag")
     zoo.file("bits_missing", zoo.image("bits_missing", drop=("BitsAllocated",)), "missing_tag")
-    zoo.file("pixels_missing", zoo.image("pixels_missing", drop=("PixelData",)), "no_pixels")
+    path = zoo.folder("pixels_missing") / "1-1.dcm"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zoo.image("pixels_missing", drop=("PixelData",)))
+    zoo.defect(path, "no_pixels", scope="skip")
 
 
 def _add_syntax_defects(zoo: Zoo) -> None:
@@ -182,25 +186,28 @@ def _add_pixel_defects(zoo: Zoo) -> None:
         ("corrupt_jpeg_ls", JPEGLSLossless),
         ("corrupt_rle", RLELossless),
     ):
-        zoo.file(name, _damaged(zoo.image(name, syntax=syntax)), "decode_error", stage="convert")
-    for name, change in (
-        ("pixels_short", lambda old: old[: len(old) // 2]),
-        ("pixels_long", lambda old: old + old[: len(old) // 4]),
+        zoo.stack(name, damaged, "decode_error", syntax=syntax)
+    for name, spoil in (
+        ("pixels_short", lambda data: with_element(data, PIXEL_DATA, lambda v: v[: len(v) // 2])),
+        ("pixels_long", lambda data: with_element(data, PIXEL_DATA, lambda v: v + v[:640])),
     ):
-        data = with_element(zoo.image(name), PIXEL_DATA, change)
-        zoo.file(name, data, "pixel_length_mismatch", stage="convert")
+        zoo.stack(name, spoil, "pixel_length_mismatch", syntax=_PLAIN)
     for name, tag, value in (
         ("bits_allocated_64", (0x0028, 0x0100), 64),
         ("bits_allocated_12", (0x0028, 0x0100), 12),
         ("samples_2", (0x0028, 0x0002), 2),
         ("bits_stored_over_allocated", (0x0028, 0x0101), 24),
     ):
-        data = with_element(zoo.image(name), tag, struct.pack("<H", value))
-        zoo.file(name, data, "unsupported_pixels", stage="convert")
-    zoo.file("float_pixels_nan", _float_pixels(zoo), "non_finite_pixels", stage="convert")
+        zoo.stack(name, _with_short(tag, value), "unsupported_pixels", syntax=_PLAIN)
+    zoo.stack("float_pixels_nan", _as_float_pixels, "non_finite_pixels", syntax=_PLAIN)
 
 
-def _damaged(data: bytes) -> bytes:
+def _with_short(tag: tuple[int, int], value: int) -> Callable[[bytes], bytes]:
+    """Return a change of one 16-bit number of the header."""
+    return lambda data: with_element(data, tag, struct.pack("<H", value))
+
+
+def damaged(data: bytes) -> bytes:
     """Overwrite the middle of the encoded frame, keeping lengths and the first marker."""
     _, _, (start, stop) = find_element(data, PIXEL_DATA)
     frame = start + 8 + 8 + 16  # empty offset table, item header, first bytes of the stream
@@ -209,13 +216,11 @@ def _damaged(data: bytes) -> bytes:
     return data[:frame] + filler + data[end:]
 
 
-def _float_pixels(zoo: Zoo) -> bytes:
-    dataset = new_dataset(zoo.tags("float_pixels_nan"))
-    set_pixels(
-        dataset, zoo.pixels("float_pixels_nan"), syntax="1.2.840.10008.1.2.1", bits_stored=12
-    )
-    values = zoo.pixels("float_pixels_nan").astype("<f4")
-    values[0, 5, 5:9] = np.nan
+def _as_float_pixels(data: bytes) -> bytes:
+    """Turn the pixels of a file into 32-bit floats, some of them NaN."""
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    values = dataset.pixel_array.astype("<f4")
+    values[5, 5:9] = np.nan
     del dataset.PixelData
     dataset.BitsAllocated = 32
     for keyword in ("BitsStored", "HighBit", "PixelRepresentation"):

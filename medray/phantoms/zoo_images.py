@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+
 from medray.phantoms.breast_layout import CSV_COLUMNS
 from medray.phantoms.instance import SOP_CLASSES
 from medray.phantoms.radiograph_layout import CLASSES, IMAGES, LABELS
@@ -10,7 +12,7 @@ from medray.phantoms.roi_layout import png_bytes, yolo_row
 from medray.phantoms.truth import Truth
 from medray.phantoms.zoo import Zoo
 from medray.phantoms.zoo_archives import add_archive_defects
-from medray.phantoms.zoo_files import add_file_defects
+from medray.phantoms.zoo_files import add_file_defects, damaged, declared_huge
 from medray.phantoms.zoo_stacks import add_stack_defects
 
 
@@ -31,6 +33,25 @@ def _image(zoo: Zoo, path: Path, tags: Mapping[str, object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(zoo.image(path.stem, tags=tags))
     return path
+
+
+def _add_spoilt_images(
+    zoo: Zoo, folder: Path, tags: Mapping[str, object]
+) -> list[tuple[str, Path]]:
+    """Plant images that are labelled rightly and cannot be decoded; return name and file."""
+    written = []
+    for name, syntax, spoil, reason in (
+        ("9100011", JPEG2000Lossless, damaged, "decode_error"),
+        ("9100012", JPEGLosslessSV1, damaged, "decode_error"),
+        ("9100013", RLELossless, declared_huge, "bomb_suspected"),
+        ("9100014", ExplicitVRLittleEndian, lambda data: data[:-700], "truncated"),
+    ):
+        path = folder / f"{name}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(spoil(zoo.image(name, tags=tags, syntax=syntax)))
+        zoo.defect(path, reason, scope="file", stage="prepare")
+        written.append((name, path))
+    return written
 
 
 def add_breast_defects(root: Path, truth: Truth) -> None:
@@ -55,6 +76,10 @@ def add_breast_defects(root: Path, truth: Truth) -> None:
         row = good | {"patient_id": patient, "image_id": image_id} | change
         _append(table, [",".join(row[column] for column in CSV_COLUMNS)])
         zoo.defect(path, reason, scope="label", stage="prepare", row=image_id)
+    folder = root / "train_images" / "910001"
+    for name, _ in _add_spoilt_images(zoo, folder, mammogram | {"PatientID": "910001"}):
+        row = good | {"patient_id": "910001", "image_id": name}
+        _append(table, [",".join(row[column] for column in CSV_COLUMNS)])
     lost = good | {"patient_id": "900004", "image_id": "9000041"}
     short = "1,900005,9000051,L"
     _append(table, [",".join(lost[column] for column in CSV_COLUMNS), short])
@@ -81,6 +106,9 @@ def add_pneumonia_defects(root: Path, truth: Truth) -> None:
         _append(table, [f"{name},{rest}"])
         _append(classes, [f"{name},Lung Opacity"])
         zoo.defect(path, reason, scope="label", stage="prepare", row=name)
+    for name, _ in _add_spoilt_images(zoo, root / IMAGES, {"PatientID": "zoo-spoilt"}):
+        _append(table, [f"{name},,,,,0"])
+        _append(classes, [f"{name},Normal"])
     _append(table, ["zoo-lost,1,2,3,4,1", "zoo-short,1"])
     zoo.defect(table, "annotation_unmatched", scope="label", stage="prepare", row="zoo-lost")
     zoo.defect(table, "annotation_invalid", scope="label", stage="prepare", row="zoo-short")

@@ -92,7 +92,7 @@ def _series(zoo: Zoo, name: str, reason: str, volume: Volume, spec: SeriesSpec) 
 
 
 def _add_mixtures(zoo: Zoo) -> None:
-    """Plant series that fall into stacks; stacks of one or two slices are no volumes."""
+    """Plant series that fall into stacks too small for a volume."""
     name = "stack_sizes_all_differ"
     for k in range(4):
         volume = known_volume((4, 20 + 2 * k, 24))
@@ -108,7 +108,7 @@ def _add_mixtures(zoo: Zoo) -> None:
         spec, name=name + "-b", series_uid=_series_uid(spec), file_pattern="2-{number:03d}.dcm"
     )
     write_ct_series(zoo.folder(name), known_volume((2, 24, 20), turned), other)
-    zoo.defect(zoo.folder(name), "too_few_slices", scope="series", stage="convert")
+    zoo.defect(zoo.folder(name), "mixed_orientation", scope="series", stage="convert")
 
 
 def _series_uid(spec: SeriesSpec) -> str:
@@ -143,13 +143,12 @@ def _add_kinds(zoo: Zoo) -> None:
 def _add_duplicates(zoo: Zoo) -> None:
     name = "same_uid_other_bytes"
     spec = _spec(zoo, name)
-    files = write_ct_series(zoo.folder(name), _volume(), spec)
+    write_ct_series(zoo.folder(name), _volume(), spec)
     dataset = slice_dataset(_volume(), 3, spec)
     dataset.PixelData = bytes(len(dataset.PixelData))
     copy = zoo.folder(name) / "copy-of-3.dcm"
     copy.write_bytes(instance_bytes(dataset))
-    for path in (copy, files[3]):
-        zoo.defect(path, "duplicate_conflict", scope="file", stage="convert")
+    zoo.defect(zoo.folder(name), "duplicate_conflict", scope="series", stage="convert")
 
 
 def _add_survivors(zoo: Zoo) -> None:

@@ -29,7 +29,7 @@ def write_phantom(
         The content of `truth.json`.
     """
     check_size(size, num_patients)
-    layout = "pancreas_folders"
+    layout = "dicom_mask_folders"
     truth = Truth(task="pancreas_classification", layout=layout, seed=seed, size=size)
     written = write_classification_layout(root, num_patients=num_patients, seed=seed, size=size)
     for patient, folder, mask in written:
