@@ -122,7 +122,7 @@ def test_other_hyperparameters_on_the_same_output_are_refused(prepared):
 
 
 def test_gates_stop_what_must_not_be_trained_on(tmp_path):
-    """One class alone: every label is equal, and the table that shows it is written all the same."""
+    """One class alone: all labels are equal; the table that shows it is written all the same."""
     recipe = get_recipe("pancreas_classification")
     recipe.phantom(tmp_path / "data", num_patients=6, seed=3, defects=False, size="tiny")
     for path in (tmp_path / "data").rglob("label"):
