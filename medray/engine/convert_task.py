@@ -36,6 +36,9 @@ def convert_series(
     Raises:
         DataError: `sink_full` or `sink_denied`: the output, not the input, is at fault.
     """
+    known = Ledger(ledger).find(payload["work_key"])
+    if known is not None:  # finished by an attempt whose worker died before it could say so
+        return {"record": known}
     record = {
         "key": payload["series_key"],
         "series_uid": payload["series_uid"],

@@ -41,6 +41,14 @@ class Ledger:
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
         storage.write_atomic(self._place(key), text.encode())
 
+    def find(self, key: str) -> dict[str, Any] | None:
+        """Return one record, None where there is none yet."""
+        place = self._place(key)
+        if not storage.exists(place):
+            return None
+        record: dict[str, Any] = json.loads(storage.read_bytes(place))
+        return record
+
     def read(self) -> dict[str, dict[str, Any]]:
         """Return every record; small rows, never pixels."""
         return dict(self._records())

@@ -51,6 +51,9 @@ def prepare_example(
     Raises:
         DataError: `sink_full` or `sink_denied`: the output, not the input, is at fault.
     """
+    known = Ledger(ledger).find(payload["work_key"])
+    if known is not None:  # finished by an attempt whose worker died before it could say so
+        return {"record": known}
     found: dict[str, Any] = {
         "key": payload["work_key"],
         "uri": payload["uri"],

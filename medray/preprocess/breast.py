@@ -58,8 +58,8 @@ def breast_mask(image: Real[np.ndarray, "height width"]) -> Bool[np.ndarray, "he
     """Return the filled region of the breast; everywhere True if there is none to be found.
 
     Foreground is what exceeds 1/255 of the range; where that is more than 95 % of the image, what
-    exceeds the noise of the background (see `tissue_threshold`). After an opening by a disc, the component with the largest bounding
-    rectangle is taken and its holes are filled.
+    exceeds the noise of the background (see `tissue_threshold`). After an opening by a disc, the
+    component with the largest bounding rectangle is taken and its holes are filled.
     """
     step = max(1, -(-max(image.shape) // _WORKING_PX))
     small = _block_means(image, step)
