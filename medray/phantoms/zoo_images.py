@@ -12,7 +12,7 @@ from medray.phantoms.roi_layout import png_bytes, yolo_row
 from medray.phantoms.truth import Truth
 from medray.phantoms.zoo import Zoo
 from medray.phantoms.zoo_archives import add_archive_defects
-from medray.phantoms.zoo_files import add_file_defects, damaged, declared_huge
+from medray.phantoms.zoo_files import add_file_defects, damaged, declared_large
 from medray.phantoms.zoo_stacks import add_stack_defects
 
 
@@ -43,7 +43,7 @@ def _add_spoilt_images(
     for name, syntax, spoil, reason in (
         ("9100011", JPEG2000Lossless, damaged, "decode_error"),
         ("9100012", JPEGLosslessSV1, damaged, "decode_error"),
-        ("9100013", RLELossless, declared_huge, "bomb_suspected"),
+        ("9100013", RLELossless, declared_large, "bomb_suspected"),
         ("9100014", ExplicitVRLittleEndian, lambda data: data[:-700], "truncated"),
     ):
         path = folder / f"{name}.dcm"
