@@ -40,12 +40,12 @@ class Zoo:
         return path
 
     def defect(
-        self, path: Path, reason: str, *, scope: str, stage: str = "index", row: str = ""
+        self, path: Path, reason: str, *, scope: str, stage: str = "index", **more: str
     ) -> None:
-        """Enter a defect that lies at a path."""
+        """Enter a defect that lies at a path; `more` is `row` or `needs`."""
         place = path.relative_to(self.root).as_posix()
         self.truth.defects.append(
-            Defect(path=place, reason=reason, scope=scope, stage=stage, row=row)
+            Defect(path=place, reason=reason, scope=scope, stage=stage, **more)
         )
 
     def oddity(self, path: Path, why: str) -> None:
