@@ -57,6 +57,7 @@ class Defect:
         scope: `file`, `series`, `label`, or `skip` for what is counted but not rejected.
         stage: verb that finds it first: `index`, `convert` or `prepare`.
         row: which row of a table is meant, else empty.
+        needs: the setting without which it is no defect, e.g. `pet_channel=true`.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Defect:
     scope: str
     stage: str = "index"
     row: str = ""
+    needs: str = ""
 
     def __post_init__(self) -> None:
         if self.reason not in REASONS:
@@ -74,12 +76,13 @@ class Defect:
     def as_json(self) -> dict[str, str]:
         """Return plain values."""
         found = {"path": self.path, "reason": self.reason, "scope": self.scope, "stage": self.stage}
-        return found | ({"row": self.row} if self.row else {})
+        more = {"row": self.row, "needs": self.needs}
+        return found | {key: value for key, value in more.items() if value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oddity:
-    """Something strange that must survive: it is no defect."""
+    """Something strange that index and convert must bring through: it is no defect."""
 
     path: str
     why: str

@@ -40,12 +40,12 @@ class Zoo:
         return path
 
     def defect(
-        self, path: Path, reason: str, *, scope: str, stage: str = "index", row: str = ""
+        self, path: Path, reason: str, *, scope: str, stage: str = "index", **more: str
     ) -> None:
-        """Enter a defect that lies at a path."""
+        """Enter a defect that lies at a path; `more` is `row` or `needs`."""
         place = path.relative_to(self.root).as_posix()
         self.truth.defects.append(
-            Defect(path=place, reason=reason, scope=scope, stage=stage, row=row)
+            Defect(path=place, reason=reason, scope=scope, stage=stage, **more)
         )
 
     def oddity(self, path: Path, why: str) -> None:
@@ -82,23 +82,51 @@ class Zoo:
         return (ramp + noise)[None].astype(np.uint16)
 
     def stack(
-        self, name: str, spoil: Callable[[bytes], bytes], reason: str, *, syntax: str
+        self,
+        name: str,
+        spoil: Callable[[bytes], bytes],
+        reason: str,
+        *,
+        syntax: str,
+        spoilt: tuple[int, ...] = (2,),
     ) -> None:
-        """Plant a CT series of five slices, the middle one spoilt: it is found when decoding."""
-        folder = self.folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Plant a CT series of five slices, some spoilt: it is found when decoding."""
+        self._slices(name, spoil, syntax=syntax, spoilt=spoilt)
+        self.defect(self.folder(name), reason, scope="series", stage="convert")
+
+    def odd_stack(
+        self, name: str, change: Callable[[bytes], bytes], why: str, *, syntax: str, suffix: str
+    ) -> None:
+        """Plant a CT series that only looks wrong."""
+        self._slices(name, change, syntax=syntax, spoilt=tuple(range(5)), suffix=suffix)
+        self.oddity(self.folder(name), why)
+
+    def _slices(
+        self,
+        name: str,
+        change: Callable[[bytes], bytes],
+        *,
+        syntax: str,
+        spoilt: tuple[int, ...],
+        suffix: str = ".dcm",
+    ) -> None:
         for k in range(5):
-            tags = {
-                "Modality": "CT",
-                "SOPClassUID": SOP_CLASSES["CT"],
-                "SOPInstanceUID": uid("zoo", self.seed, name, k),
-                "InstanceNumber": k + 1,
-                "ImagePositionPatient": ["-20", "-30", str(40 + 3 * k)],
-                "RescaleIntercept": "-1024",
-            }
-            data = self.image(name, tags=tags, syntax=syntax)
-            (folder / f"1-{k + 1}.dcm").write_bytes(spoil(data) if k == 2 else data)
-        self.defect(folder, reason, scope="series", stage="convert")
+            data = self.ct_slice(name, k, syntax=syntax)
+            path = self.folder(name) / f"1-{k + 1}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(change(data) if k in spoilt else data)
+
+    def ct_slice(self, name: str, k: int, *, syntax: str = ExplicitVRLittleEndian) -> bytes:
+        """Return slice k of a healthy CT series."""
+        tags = {
+            "Modality": "CT",
+            "SOPClassUID": SOP_CLASSES["CT"],
+            "SOPInstanceUID": uid("zoo", self.seed, name, k),
+            "InstanceNumber": k + 1,
+            "ImagePositionPatient": ["-20", "-30", str(40 + 3 * k)],
+            "RescaleIntercept": "-1024",
+        }
+        return self.image(name, tags=tags, syntax=syntax)
 
     def image(
         self,

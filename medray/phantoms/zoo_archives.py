@@ -25,30 +25,31 @@ def add_archive_defects(zoo: Zoo) -> None:
         ("zip_traversal", [("../../escaped.dcm", image)]),
         ("zip_absolute", [("/tmp/escaped.dcm", image)]),  # noqa: S108 - a hostile name, not a path
         ("zip_backslash", [("..\\..\\escaped.dcm", image)]),
-        ("zip_duplicate", [("a/1-1.dcm", image), ("a/1-1.dcm", image[::-1])]),
     ):
         zoo.file(name, _zip(members), "unsafe_archive", suffix=".zip")
+    zoo.file("zip_duplicate", _zip_duplicate(image), "unsafe_archive", suffix=".zip")
     zoo.file("zip_symlink", _zip_symlink(), "unsafe_archive", suffix=".zip")
     zoo.file("zip_overlap", _zip_overlap(image), "unsafe_archive", suffix=".zip")
     zoo.file("zip_bomb", _zip_bomb(), "bomb_suspected", suffix=".zip")
     path = zoo.folder("ok_zip") / "study.zip"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_zip([("inside/1-1.dcm", zoo.image("ok_zip"))]))
-    zoo.oddity(path, "an image inside an archive")
+    slices = [zoo.ct_slice("ok_zip", k) for k in range(5)]
+    path.write_bytes(_zip([(f"inside/1-{k}.dcm", data) for k, data in enumerate(slices)]))
+    zoo.oddity(path, "a series inside an archive")
 
 
 def _zip(members: list[tuple[str, bytes]]) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, (name, data) in enumerate(members):
-            # Names are unique while the library writes; the second is renamed below.
-            info = zipfile.ZipInfo(name if number == 0 else "#" * len(name), _DATE)
-            archive.writestr(info, data)
-    result = out.getvalue()
-    for number, (name, _) in enumerate(members):
-        if number:
-            result = result.replace(b"#" * len(name), name.encode())
-    return result
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name, _DATE), data)
+    return out.getvalue()
+
+
+def _zip_duplicate(image: bytes) -> bytes:
+    """Return an archive with one name twice, which the library would warn of."""
+    data = _zip([("a/1-1.dcm", image), ("a/1-2.dcm", image[::-1])])
+    return data.replace(b"a/1-2.dcm", b"a/1-1.dcm")
 
 
 def _zip_symlink() -> bytes:

@@ -64,15 +64,27 @@ def _add_byte_defects(zoo: Zoo) -> None:
 
 def _add_bombs(zoo: Zoo) -> None:
     zoo.file("deflate_bomb", _deflate_bomb(zoo), "bomb_suspected")
-    zoo.stack("rle_bomb", declared_huge, "bomb_suspected", syntax=RLELossless)
-    zoo.stack("jpeg2000_bomb", declared_huge, "bomb_suspected", syntax=JPEG2000Lossless)
+    every = (0, 1, 2, 3, 4)
+    zoo.stack("rle_bomb", declared_large, "bomb_suspected", syntax=RLELossless, spoilt=every)
+    name = "jpeg2000_other_size"
+    zoo.stack(name, declared_large, "decode_error", syntax=JPEG2000Lossless, spoilt=every)
+    zoo.stack("huge_declared", declared_huge, "too_large", syntax=RLELossless, spoilt=every)
     zoo.file("nested_2000", _nested(zoo), "nesting_too_deep")
 
 
+def declared_large(data: bytes) -> bytes:
+    """Let a few bytes claim 6,000 rows and columns: no more than a machine has, and still a lie."""
+    return _declared(data, 6000)
+
+
 def declared_huge(data: bytes) -> bytes:
-    """Let a few bytes claim 65,535 rows and columns."""
+    """Let a few bytes claim 65,535 rows and columns: a series of it fits no machine."""
+    return _declared(data, 65535)
+
+
+def _declared(data: bytes, side: int) -> bytes:
     for tag in ((0x0028, 0x0010), (0x0028, 0x0011)):
-        data = with_element(data, tag, struct.pack("<H", 65535))
+        data = with_element(data, tag, struct.pack("<H", side))
     return data
 
 
@@ -196,9 +208,10 @@ def _add_pixel_defects(zoo: Zoo) -> None:
         ("bits_allocated_64", (0x0028, 0x0100), 64),
         ("bits_allocated_12", (0x0028, 0x0100), 12),
         ("samples_2", (0x0028, 0x0002), 2),
-        ("bits_stored_over_allocated", (0x0028, 0x0101), 24),
     ):
         zoo.stack(name, _with_short(tag, value), "unsupported_pixels", syntax=_PLAIN)
+    spoil = _with_short((0x0028, 0x0101), 24)
+    zoo.stack("bits_stored_over_allocated", spoil, "bad_tag_value", syntax=_PLAIN)
     zoo.stack("float_pixels_nan", _as_float_pixels, "non_finite_pixels", syntax=_PLAIN)
 
 
@@ -235,14 +248,15 @@ def _add_survivors(zoo: Zoo) -> None:
         ("ok_big_endian", ExplicitVRBigEndian),
         ("ok_deflated", DeflatedExplicitVRLittleEndian),
     ):
-        path = zoo.folder(name) / "IM0001"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(zoo.image(name, syntax=syntax))
-        zoo.oddity(path, "an old transfer syntax and no suffix")
-    path = zoo.folder("ok_no_preamble") / "1-1.dcm"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zoo.image("ok_no_preamble", syntax=ImplicitVRLittleEndian)[132:])
-    zoo.oddity(path, "no preamble and no DICM mark")
+        why = "an old transfer syntax and no suffix"
+        zoo.odd_stack(name, bytes, why, syntax=syntax, suffix="")
+    zoo.odd_stack(
+        "ok_no_preamble",
+        lambda data: data[132:],
+        "no preamble and no DICM mark",
+        syntax=ImplicitVRLittleEndian,
+        suffix=".dcm",
+    )
     path = zoo.folder("notes") / "readme.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("Nothing to see.\n")

@@ -12,15 +12,15 @@ from medray.phantoms.roi_layout import png_bytes, yolo_row
 from medray.phantoms.truth import Truth
 from medray.phantoms.zoo import Zoo
 from medray.phantoms.zoo_archives import add_archive_defects
-from medray.phantoms.zoo_files import add_file_defects, damaged, declared_huge
+from medray.phantoms.zoo_files import add_file_defects, damaged, declared_large
 from medray.phantoms.zoo_stacks import add_stack_defects
 
 
-def _add_shared(root: Path, truth: Truth) -> Zoo:
+def _add_shared(root: Path, truth: Truth, *, foreign: bool = True) -> Zoo:
     zoo = Zoo(root, truth)
     add_file_defects(zoo)
     add_archive_defects(zoo)
-    add_stack_defects(zoo)
+    add_stack_defects(zoo, foreign=foreign)
     return zoo
 
 
@@ -43,7 +43,7 @@ def _add_spoilt_images(
     for name, syntax, spoil, reason in (
         ("9100011", JPEG2000Lossless, damaged, "decode_error"),
         ("9100012", JPEGLosslessSV1, damaged, "decode_error"),
-        ("9100013", RLELossless, declared_huge, "bomb_suspected"),
+        ("9100013", RLELossless, declared_large, "bomb_suspected"),
         ("9100014", ExplicitVRLittleEndian, lambda data: data[:-700], "truncated"),
     ):
         path = folder / f"{name}.dcm"
@@ -118,7 +118,8 @@ def add_pneumonia_defects(root: Path, truth: Truth) -> None:
 
 def add_roi_defects(root: Path, truth: Truth) -> None:
     """Plant everything, and label files that do not fit their images."""
-    zoo = _add_shared(root, truth)
+    # This layout looks below `images` alone: a foreign series elsewhere is none of its business.
+    zoo = _add_shared(root, truth, foreign=False)
     good = yolo_row((4, 4, 20, 24), (32, 40))
     wrong = (
         ("zooclass_1", "7 0.5 0.5 0.2 0.2\n", "label_unknown"),
@@ -143,4 +144,4 @@ def add_roi_defects(root: Path, truth: Truth) -> None:
     path = root / "images" / "zoocut_1.png"
     path.write_bytes(png_bytes(pixels)[:200])
     (root / "labels" / "zoocut_1.txt").write_text(good)
-    zoo.defect(path, "decode_error", scope="file", stage="prepare")
+    zoo.defect(path, "truncated", scope="file", stage="prepare")

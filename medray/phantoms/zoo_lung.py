@@ -1,15 +1,20 @@
 """The dirty zoo of Lung-PET-CT-Dx: damaged, foreign and misplaced annotations."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from medray.phantoms.lung_layout import ANNOTATIONS, IMAGES, voc_xml, write_voc
 from medray.phantoms.naming import uid
+from medray.phantoms.pet import SUV_CASES, write_pet_series
 from medray.phantoms.series import SeriesSpec, known_volume, sop_uid, write_ct_series
 from medray.phantoms.truth import Truth
 from medray.phantoms.zoo import Zoo
 from medray.phantoms.zoo_archives import add_archive_defects
 from medray.phantoms.zoo_files import add_file_defects
 from medray.phantoms.zoo_stacks import add_stack_defects
+from medray.volume import Volume
 
 _PATIENT = "Lung_Dx-A9001"
 _SHAPE = (20, 48, 56)
@@ -27,6 +32,8 @@ def add_lung_defects(root: Path, truth: Truth) -> None:
     add_archive_defects(zoo)
     add_stack_defects(zoo)
     _add_annotation_defects(zoo)
+    if truth.task == "lung_classification":
+        _add_pet_defect(zoo)
 
 
 def _add_annotation_defects(zoo: Zoo) -> None:
@@ -69,3 +76,29 @@ def _add_annotation_defects(zoo: Zoo) -> None:
     stray = zoo.root / ANNOTATIONS / "A9001" / "classes.txt"
     stray.write_text("A\nB\n")
     zoo.defect(stray, "not_dicom", scope="skip", stage="prepare")
+
+
+def _add_pet_defect(zoo: Zoo) -> None:
+    """Plant a good CT whose study has a PET without the patient's weight."""
+    name, day = "Lung_Dx-B9002", "05-05-2006"
+    spec = SeriesSpec(
+        seed=zoo.seed,
+        name="with-pet",
+        study_uid=uid("zoo-pet-study", zoo.seed),
+        tags={"PatientID": name},
+    )
+    study = zoo.root / IMAGES / name / f"{day}-NA-Chest-{spec.study_uid[-5:]}"
+    folder = study / "2.000000-5mm-00002"
+    volume = known_volume(_SHAPE)
+    write_ct_series(folder, volume, spec)
+    pet = Volume(array=np.maximum(volume.array, 0) * 20.0, affine_lps=volume.affine_lps)
+    base = replace(spec, name="pet-no-weight")
+    write_pet_series(study / "3.000000-PET-00003", pet, replace(SUV_CASES["no_weight"], base=base))
+    height, width = _SHAPE[1:]
+    text = voc_xml(
+        "1-01.dcm", width=width, height=height, depth=1, objects=[("B", (20, 12, 34, 26))]
+    )
+    for k in (8, 9, 10):
+        write_voc(zoo.root, name, sop_uid(spec, k), text)
+    needs = "pet_channel=true"
+    zoo.defect(folder, "suv_not_computable", scope="series", stage="prepare", needs=needs)

@@ -109,11 +109,9 @@ def add_classification_defects(root: Path, truth: Truth) -> None:
             write_gz(folder / "segmentation.nii.gz", data)
         if label is not None:
             (folder / "label").write_text(label)
-        wrong_mask = name in ("away", "garbage")
-        path = folder / "segmentation.nii.gz" if wrong_mask else folder
-        zoo.defect(path, reason, scope="label", stage="prepare")
+        zoo.defect(folder, reason, scope="label", stage="prepare")
     folder = root / "POMC-zoo-bomb"
     _write_series(zoo, folder, hu, "POMC-zoo-bomb", _FIRST_CASE + len(cases))
     (folder / "segmentation.nii.gz").write_bytes(nifti_bomb())
     (folder / "label").write_text("1")
-    zoo.defect(folder / "segmentation.nii.gz", "bomb_suspected", scope="label", stage="prepare")
+    zoo.defect(folder, "bomb_suspected", scope="label", stage="prepare")

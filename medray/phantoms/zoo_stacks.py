@@ -24,11 +24,16 @@ from medray.volume import Volume
 _SHAPE = (7, 24, 20)
 
 
-def add_stack_defects(zoo: Zoo) -> None:
-    """Plant series defects and series that only look wrong."""
+def add_stack_defects(zoo: Zoo, *, foreign: bool = True) -> None:
+    """Plant series defects and series that only look wrong.
+
+    Args:
+        zoo: where to.
+        foreign: whether to add modalities that no task takes.
+    """
     _add_position_defects(zoo)
     _add_mixtures(zoo)
-    _add_kinds(zoo)
+    _add_kinds(zoo, foreign=foreign)
     _add_duplicates(zoo)
     _add_survivors(zoo)
 
@@ -115,13 +120,13 @@ def _series_uid(spec: SeriesSpec) -> str:
     return spec.series_uid or uid("series", spec.seed, spec.name)
 
 
-def _add_kinds(zoo: Zoo) -> None:
+def _add_kinds(zoo: Zoo, *, foreign: bool) -> None:
     """Plant scouts, foreign modalities and PET whose SUV cannot be known."""
     name = "localizer"
     tags = {"PatientID": "ZOO-localizer", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
     write_ct_series(zoo.folder(name), _volume(2), replace(_spec(zoo, name), tags=tags))
     zoo.defect(zoo.folder(name), "localizer", scope="skip", stage="convert")
-    for modality in ("MR", "US"):
+    for modality in ("MR", "US") if foreign else ():
         name = f"modality_{modality.lower()}"
         tags_of: dict[str, object] = {
             "PatientID": f"ZOO-{name}",
@@ -137,7 +142,7 @@ def _add_kinds(zoo: Zoo) -> None:
             array=np.abs(_volume().array).astype(np.float32) * 10, affine_lps=_volume().affine_lps
         )
         write_pet_series(zoo.folder(name), volume, replace(SUV_CASES[case], base=base))
-        zoo.defect(zoo.folder(name), "suv_not_computable", scope="series", stage="prepare")
+        zoo.oddity(zoo.folder(name), "PET whose SUV cannot be known: it stays in its own unit")
 
 
 def _add_duplicates(zoo: Zoo) -> None:

@@ -68,7 +68,7 @@ def test_two_runs_write_the_same_bytes(task, written, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_another_seed_writes_other_images(task, written, tmp_path):
     root, _ = written(task)
-    phantom_of(task).write_phantom(tmp_path, num_patients=4, seed=4, defects=False, size="tiny")
+    phantom_of(task).write_phantom(tmp_path, num_patients=1, seed=4, defects=False, size="tiny")
     first, second = digests(root), digests(tmp_path)
     images = {value for name, value in first.items() if name.endswith((".dcm", ".png"))}
     assert images.isdisjoint(second.values())
@@ -98,10 +98,20 @@ def test_every_dicom_file_decodes_and_carries_the_canary(task, written):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_thresholds_and_blobs_do_not_solve_it(task, seed, tmp_path):
+def test_thresholds_and_blobs_do_not_solve_it(task, tmp_path):
+    # An AUROC of a handful of patients is chance; twelve are the fewest that say anything.
     module = phantom_of(task)
-    module.write_phantom(tmp_path, num_patients=6, seed=seed, defects=False, size="tiny")
+    module.write_phantom(tmp_path, num_patients=12, seed=0, defects=False, size="tiny")
+    for name, value in module.baseline(tmp_path).items():
+        assert value < LIMITS[name], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("seed", range(4))
+def test_thresholds_and_blobs_do_not_solve_other_seeds(task, seed, tmp_path):
+    module = phantom_of(task)
+    module.write_phantom(tmp_path, num_patients=12, seed=seed, defects=False, size="small")
     for name, value in module.baseline(tmp_path).items():
         assert value < LIMITS[name], name
 

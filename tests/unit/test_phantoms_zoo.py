@@ -22,29 +22,43 @@ TASKS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def zoo_of(tmp_path_factory):
+    """Return a function that writes the smallest dirty data set once per task."""
+    made = {}
+
+    def of(task):
+        if task not in made:
+            root = tmp_path_factory.mktemp(f"zoo-{task}")
+            made[task] = root, write(task, root)
+        return made[task]
+
+    return of
+
+
 def write(task, root, seed=5):
     module = importlib.import_module(f"medray.tasks.{task}.phantom")
     return module.write_phantom(root, num_patients=1, seed=seed, defects=True, size="tiny")
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_zoo_has_every_defect_on_disk_with_a_reason(task, tmp_path):
-    truth = write(task, tmp_path)
+def test_zoo_has_every_defect_on_disk_with_a_reason(task, zoo_of):
+    root, truth = zoo_of(task)
     rejected = [defect for defect in truth["defects"] if defect["scope"] != "skip"]
     assert len(rejected) >= 40
     assert {defect["reason"] for defect in truth["defects"]} <= set(REASONS)
     for entry in [*truth["defects"], *truth["oddities"]]:
-        assert (tmp_path / entry["path"]).exists(), entry
+        assert (root / entry["path"]).exists(), entry
     seen = [(d["path"], d.get("row", "")) for d in truth["defects"]]
     assert len(seen) == len(set(seen))
     stages = {defect["stage"] for defect in truth["defects"]}
     assert stages == {"index", "convert", "prepare"}
 
 
-def test_zoo_covers_the_reasons_that_files_and_series_can_have(tmp_path):
+def test_zoo_covers_the_reasons_that_files_and_series_can_have(zoo_of):
     reasons = set()
     for task in ("lung_classification", "breast_classification", "pancreas_segmentation"):
-        reasons |= {d["reason"] for d in write(task, tmp_path / task)["defects"]}
+        reasons |= {d["reason"] for d in zoo_of(task)[1]["defects"]}
     assert reasons >= {
         "not_dicom", "empty_file", "truncated", "bomb_suspected", "nesting_too_deep",
         "unsupported_transfer_syntax", "missing_tag", "bad_tag_value", "duplicate_conflict",
@@ -57,7 +71,7 @@ def test_zoo_covers_the_reasons_that_files_and_series_can_have(tmp_path):
     }  # fmt: skip
 
 
-def test_zoo_is_the_same_twice(tmp_path):
+def test_zoo_is_the_same_twice(tmp_path, zoo_of):
     def digests(root):
         return {
             path.relative_to(root): hashlib.sha256(path.read_bytes()).digest()
@@ -65,14 +79,13 @@ def test_zoo_is_the_same_twice(tmp_path):
             if path.is_file()
         }
 
-    write("pneumonia_detection", tmp_path / "a")
-    write("pneumonia_detection", tmp_path / "b")
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
-
-
-def test_bombs_are_small_and_explode(tmp_path):
     write("pneumonia_detection", tmp_path)
-    bomb = (tmp_path / "zz-defects/deflate_bomb/1-1.dcm").read_bytes()
+    assert digests(tmp_path) == digests(zoo_of("pneumonia_detection")[0])
+
+
+def test_bombs_are_small_and_explode(zoo_of):
+    root, _ = zoo_of("pneumonia_detection")
+    bomb = (root / "zz-defects/deflate_bomb/1-1.dcm").read_bytes()
     assert len(bomb) < 2 << 20
     engine = zlib.decompressobj(-15)
     size = 144 + int.from_bytes(bomb[140:144], "little")
@@ -84,14 +97,13 @@ def test_bombs_are_small_and_explode(tmp_path):
     assert len(nifti_bomb()) < 2 << 20
 
 
-def test_cases_without_defects_are_untouched_by_the_zoo(tmp_path):
+def test_cases_without_defects_are_untouched_by_the_zoo(tmp_path, zoo_of):
     module = importlib.import_module("medray.tasks.breast_classification.phantom")
-    dirty = module.write_phantom(tmp_path / "a", num_patients=1, seed=5, defects=True, size="tiny")
-    clean = module.write_phantom(tmp_path / "b", num_patients=1, seed=5, defects=False, size="tiny")
+    root, dirty = zoo_of("breast_classification")
+    clean = module.write_phantom(tmp_path, num_patients=1, seed=5, defects=False, size="tiny")
     assert dirty["cases"] == clean["cases"]
     for case in clean["cases"]:
-        paths = [tmp_path / name / case["path"] for name in "ab"]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+        assert (root / case["path"]).read_bytes() == (tmp_path / case["path"]).read_bytes()
 
 
 def test_with_element_changes_one_value_only(tmp_path):

@@ -58,7 +58,9 @@ def baseline(root: Path) -> dict[str, float]:
     """Return the macro AUROC of a nearest-class-mean rule on blob features, one case left out.
 
     The features are those of the thresholded voxels around the lesion: their volume, mean HU and
-    number of blobs; the best single feature and all three together are tried.
+    number of blobs; the best single feature and all three together are tried. A letter that one
+    patient alone has cannot be learnt from the others. Below a dozen patients the value is mostly
+    chance: 72 patients give 0.68, one seed in twelve with 6 patients gives more than 0.75.
     """
     cases = read_truth(root)["cases"]
     features = np.array([_features(root, case) for case in cases])
@@ -73,6 +75,8 @@ def _left_out_auroc(features: np.ndarray, letters: np.ndarray, patients: np.ndar
     scaled = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
     each = []
     for one in np.unique(letters):
+        if len(set(patients[letters == one])) < 2:
+            continue
         scores = []
         for n in range(len(letters)):
             known = patients != patients[n]
@@ -84,7 +88,7 @@ def _left_out_auroc(features: np.ndarray, letters: np.ndarray, patients: np.ndar
             far = np.abs(scaled[n] - scaled[other].mean(axis=0)).sum()
             scores.append(float(far - near))
         each.append(score.auroc(scores, (letters == one).tolist()))
-    return float(np.mean(each))
+    return float(np.mean(each)) if each else 0.5
 
 
 def _features(root: Path, case: dict[str, Any]) -> tuple[float, float, float]:
