@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +94,11 @@ class _Job:
     sent: bool = False
     started: float | None = None
     outcome: tuple[dict[str, Any], bytes, np.ndarray] | DataError | None = None
-    sha256: str = ""
+    sha256: Future[str] = field(default_factory=Future)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class PixelDecoder:
@@ -114,6 +119,7 @@ class PixelDecoder:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="medray-sha256")
         self._flying: deque[_Job] = deque()
         self._number = 0
         self._link: ChildLink | None = None
@@ -181,7 +187,8 @@ class PixelDecoder:
             self._flying.append(job)
             self._notice_idle_death()
             self._send_jobs()
-        job.sha256 = hashlib.sha256(data).hexdigest()  # while the child works
+        # While the child works and the next file is read: hashing takes as long as both.
+        job.sha256 = self._hasher.submit(_sha256, data)
         return job
 
     def _collect(self, job: "_Job | DataError") -> DecodedInstance | DataError:
@@ -196,7 +203,7 @@ class PixelDecoder:
         return DecodedInstance(
             header=InstanceHeader.from_json(header.decode()),
             frames=frames,
-            sha256=job.sha256,
+            sha256=job.sha256.result(),
             tables=tables_from_json(answer["tables"]),
         )
 

@@ -116,15 +116,17 @@ class S3Store:
     def write(self, path: str, payload: Payload) -> WriteReceipt:
         """Commit by one PUT: an object is there whole or not at all."""
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
-            sink = HashingSink(spool.write)
+            sink = HashingSink(spool.write, with_md5=True)
             pour(payload, sink)
             receipt = sink.receipt()
+            assert sink.md5 is not None
+            md5 = sink.md5.hexdigest()
             in_memory = receipt.bytes <= _SPOOL_BYTES
 
             def attempt() -> None:
                 spool.seek(0)
                 body = spool.read() if in_memory else spool
-                _put(path, body, receipt, sink.md5.hexdigest())
+                _put(path, body, receipt, md5)
 
             with_sink_retries(attempt)
         return receipt

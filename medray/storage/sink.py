@@ -30,11 +30,12 @@ class HashingSink(io.RawIOBase):
     Its own failure is kept in `failure`, because a writer in between may wrap or swallow it.
     """
 
-    def __init__(self, write: Callable[[Any], int]) -> None:
+    def __init__(self, write: Callable[[Any], int], *, with_md5: bool = False) -> None:
         super().__init__()
         self._write = write
         self._sha256 = hashlib.sha256()
-        self.md5 = hashlib.md5(usedforsecurity=False)
+        # An object store's tag; on a local disk it would cost more than the writing.
+        self.md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
         self.num_bytes = 0
         self.failure: DataError | None = None
 
@@ -57,7 +58,8 @@ class HashingSink(io.RawIOBase):
                 self.failure = sink_error(error)
                 raise self.failure from error
         self._sha256.update(view)
-        self.md5.update(view)
+        if self.md5 is not None:
+            self.md5.update(view)
         self.num_bytes += len(view)
         return len(view)
 
