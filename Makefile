@@ -35,7 +35,7 @@ test: check
 	@$(BIN)/python -m pytest
 
 fast: setup
-	@$(BIN)/python -m pytest -m "not ray and not slow" tests/unit tests/test_architecture.py
+	@$(BIN)/python -m pytest -m "not ray and not slow" tests/unit tests/test_architecture.py tests/test_readme.py
 
 numbers: setup
 	@$(BIN)/python -m tests.benchmarks.numbers --out numbers-out
