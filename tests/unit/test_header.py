@@ -8,6 +8,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from medray.dicom.dataset import open_dataset
 from medray.dicom.header import HEADER_TAGS, parse_header
+from medray.engine.crawl import read_header
 from medray.errors import REASONS, ConfigError, DataError, GateError
 from medray.phantoms.series import SeriesSpec, known_volume, write_ct_series
 
@@ -147,3 +148,23 @@ def test_broken_files_are_results(real_data):
                 parse(path)
             except DataError as error:
                 assert error.reason in REASONS
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_file_cut_inside_its_header_is_truncated_and_not_an_object_without_pixels(
+    tmp_path, share
+):
+    path = slice_file(tmp_path)
+    whole = path.read_bytes()
+    header_bytes = len(whole) - 10 * 8 * 2 - 12
+    path.write_bytes(whole[: 140 + int((header_bytes - 140) * share)])
+    with pytest.raises(DataError, match="^truncated: |^unreadable: "):
+        read_header(str(path), path.stat().st_size)
+
+
+def test_an_object_without_pixels_is_not_cut(tmp_path):
+    path = slice_file(tmp_path)
+    dataset = pydicom.dcmread(path)
+    del dataset.PixelData
+    dataset.save_as(path)
+    assert not read_header(str(path), path.stat().st_size).has_pixels
