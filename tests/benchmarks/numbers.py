@@ -1,0 +1,139 @@
+"""`make numbers`: measure every public number; resumable, raw results kept, tables written.
+
+Each section is a command whose JSON is kept below --out; a section that is there is not run again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="numbers-out")
+    parser.add_argument("--kills", type=int, default=20)
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    data = os.environ.get("MEDRAY_TEST_DATA")
+    if data is None:
+        sys.stdout.write("MEDRAY_TEST_DATA is not set: the numbers of real files are left out\n")
+    sections = {
+        "bench-index": ["bench", "index", "--out", str(out / "bench-index")],
+        "bench-convert": ["bench", "convert", "--out", str(out / "bench-convert")],
+        "bench-prepare": ["bench", "prepare", "--out", str(out / "bench-prepare")],
+        "chaos": ["chaos", "--kills", str(options.kills), "--out", str(out / "chaos")],
+    }
+    for folder in CORPUS if data else ():
+        source = str(Path(data) / folder)
+        sections[f"corpus-{folder}"] = ["convert", source, "--out", str(out / f"corpus-{folder}")]
+    failed = [name for name, words in sections.items() if not section(out, name, words)]
+    write_tables(out)
+    return 1 if failed else 0
+
+
+def section(out: Path, name: str, words: list[str]) -> bool:
+    """Run one command unless its result is kept; keep its summary with the command."""
+    kept = out / f"{name}.json"
+    if kept.exists():
+        sys.stdout.write(f"{name}: kept\n")
+        return True
+    command = [sys.executable, "-m", "medray.cli", *words, "--json", "--quiet"]
+    began = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    seconds = time.monotonic() - began
+    sys.stdout.write(f"{name}: exit {done.returncode} in {seconds:.0f} s\n")
+    if done.returncode not in (0, 4):
+        return False
+    summary = json.loads(done.stdout.splitlines()[-1])
+    record = {
+        "command": f"medray {' '.join(words)}",
+        "seconds": round(seconds, 1),
+        "summary": summary,
+    }
+    kept.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return True
+
+
+def write_tables(out: Path) -> None:
+    """Write docs/performance.md and docs/results.md from what is kept."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+    benches = {name: r for name, r in records.items() if name.startswith("bench-")}
+    if benches:
+        (ROOT / "docs" / "performance.md").write_text(performance(benches))
+    rest = {name: r for name, r in records.items() if not name.startswith("bench-")}
+    if rest:
+        (ROOT / "docs" / "results.md").write_text(results(rest))
+
+
+def performance(records: dict[str, dict]) -> str:
+    first = next(iter(records.values()))["summary"]
+    machine, versions = first["machine"], first["versions"]
+    size = machine["memory_bytes"] / 2**30
+    lines = [
+        "# Performance",
+        "",
+        "Medians of warm runs on generated data. Peers stand in the same run, take turns with us, and",
+        "have the same threads, grid and dtype; their outputs are compared. Made by `make numbers`.",
+        "",
+        f"Machine: {machine['cores']} cores of {machine['cpu']}, {size:.0f} GiB. ",
+        f"Commit {first['commit'][:12]}. " + ", ".join(map(" ".join, versions.items())) + ".",
+        "",
+        "| what | ours s | peer | peer s | ratio | n | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = [row for record in records.values() for row in record["summary"]["rows"]]
+    lines += [f"| {' | '.join(performance_row(row))} |" for row in rows]
+    lines += ["", "Commands:", ""]
+    lines += [f"- `{record['command']}` ({record['seconds']:.0f} s)" for record in records.values()]
+    return "\n".join(lines) + "\n"
+
+
+def performance_row(row: dict) -> list[str]:
+    peer = f"{row['peer_median_s']:.4f}" if row["peer_median_s"] else ""
+    ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
+    ours = f"{row['median_s']:.4f}"
+    return [row["name"], ours, row["peer"], peer, ratio, str(row["n"]), row["note"]]
+
+
+def results(records: dict[str, dict]) -> str:
+    lines = ["# Results", "", "Made by `make numbers`; every row with its command.", ""]
+    for name, record in records.items():
+        lines += [f"## {name}", "", f"`{record['command']}` ({record['seconds']:.0f} s)", ""]
+        lines += chaos_rows(record) if name == "chaos" else [corpus_row(record)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def chaos_rows(record: dict) -> list[str]:
+    lines = [
+        "| stage | killed | kills | runs | where | differing outputs | redone | temps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for item in record["summary"]["outcomes"]:
+        where = ", ".join(
+            f"{number} in {stage}" for stage, number in sorted(item["struck"].items())
+        )
+        cells = [item["stage"], item["target"], item["num_kills"], item["num_runs"], where]
+        cells += [item["num_different"], item["num_redone"], item["num_temps"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def corpus_row(record: dict) -> str:
+    counts = record["summary"]["counts"]
+    names = ("inputs", "done", "skipped", "rejected")
+    numbers = ", ".join(f"{counts[f'num_{name}']} {name}" for name in names)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in counts["rejected_by_reason"].items())
+    return f"{numbers}: {reasons}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
