@@ -80,8 +80,8 @@ def performance(records: dict[str, dict]) -> str:
     lines = [
         "# Performance",
         "",
-        "Medians of warm runs on generated data. Peers stand in the same run, take turns with us, and",
-        "have the same threads, grid and dtype; their outputs are compared. Made by `make numbers`.",
+        "Medians of warm runs on generated data. Peers stand in the same run, take turns with us,",
+        "and have the same threads, grid and dtype; outputs are compared. Made by `make numbers`.",
         "",
         f"Machine: {machine['cores']} cores of {machine['cpu']}, {size:.0f} GiB. ",
         f"Commit {first['commit'][:12]}. " + ", ".join(map(" ".join, versions.items())) + ".",

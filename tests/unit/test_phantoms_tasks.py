@@ -15,6 +15,8 @@ from defusedxml.ElementTree import parse
 from medray.phantoms import blobs, score
 from medray.phantoms.naming import CANARY
 
+pytestmark = pytest.mark.slow
+
 LIMITS = {"dice": 0.5, "ap50": 0.5, "auroc": 0.75}
 TASKS = {
     "lung_detection": "lung_pet_ct_dx",

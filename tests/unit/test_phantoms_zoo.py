@@ -16,6 +16,8 @@ from medray.phantoms.truth import Defect, Truth
 from medray.phantoms.zoo import Zoo, find_element, with_element
 from medray.phantoms.zoo_archives import nifti_bomb
 
+pytestmark = pytest.mark.slow
+
 TASKS = (
     "lung_detection", "lung_classification", "breast_roi", "breast_classification",
     "pneumonia_detection", "pancreas_segmentation", "pancreas_classification",
