@@ -147,6 +147,7 @@ def test_a_codec_that_dies_hangs_or_eats_costs_one_file(
     assert verdict(decoder, good()) == "ok"
 
 
+@pytest.mark.slow
 def test_a_hundred_poison_files_among_a_thousand(decoder, tmp_path) -> None:
     deeds = ("abort", "segfault", "exit", "abort", "claim")
     files, diaries = [], {}
@@ -337,6 +338,7 @@ def _deflated_bomb(inflated_bytes: int) -> bytes:
     return head + body
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_quickly_and_within_the_cap(patient_decoder) -> None:
     decoder = patient_decoder
     decoder.decode(good())
@@ -378,6 +380,7 @@ def test_bombs_are_refused_quickly_and_within_the_cap(patient_decoder) -> None:
         ), name
 
 
+@pytest.mark.slow
 def test_memory_is_capped_and_given_back(decoder) -> None:
     decoder.decode(good())
     with _Peak(decoder) as peak:

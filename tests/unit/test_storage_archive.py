@@ -203,6 +203,7 @@ def test_a_member_that_lies_is_refused_when_read(tmp_path, part, reason):
     assert storage.read_bytes(f"zip://good.dcm::{path}") == SAFE.data
 
 
+@pytest.mark.slow
 def test_a_member_cannot_grow_beyond_what_it_declares(tmp_path):
     """500 MB of zeros behind a declared size of 1,000 bytes: inflated up to 1,001."""
     engine = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -231,6 +232,7 @@ def test_every_cut_of_an_archive_is_refused(tmp_path):
         assert entry.error is not None
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_goes_unseen(tmp_path):
     """Every single-bit flip: refused, or all members as they were, by name and content."""
     parts = [Part(name=b"a", data=b"first"), Part(name=b"b", data=os.urandom(40), method=0)]
@@ -315,6 +317,7 @@ def test_zip64_and_streamed_archives(tmp_path):
     assert storage.read_bytes(f"zip://a::{path}") == b"a" * 1000
 
 
+@pytest.mark.slow
 def test_more_members_than_16_bits_count(tmp_path):
     files = {f"{n:06d}": b"" for n in range(65_600)}
     path = write(tmp_path, zipped(files))

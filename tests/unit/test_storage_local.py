@@ -390,6 +390,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_writer_leaves_no_partial_file(tmp_path):
     chance = random.Random(1)
