@@ -253,7 +253,8 @@ def _bench_line(row: dict[str, Any]) -> str:
     peer = ""
     if row["peer"]:
         peer = f"  {row['peer']} {row['peer_median_s']:.4f} s  ratio {row['ratio']:.2f}"
-    return f"{row['name']}: {row['median_s']:.4f} s{peer}  n={row['n']}"
+    note = f"  ({row['note']})" if row["note"] else ""
+    return f"{row['name']}: {row['median_s']:.4f} s{peer}  n={row['n']}{note}"
 
 
 @app.command()

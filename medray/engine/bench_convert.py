@@ -14,7 +14,7 @@ from medray import storage
 from medray.dicom.decoder import process_decoder
 from medray.dicom.series import Instance
 from medray.engine.bench_measure import Measure, alternating_medians
-from medray.engine.bench_ray import through_ray
+from medray.engine.bench_ray import RaySeries, memory_growth, through_ray
 from medray.engine.bench_series import JPEG_2000_LOSSLESS, series_on_disk
 from medray.engine.convert_task import Grid, load_on_grid, write_volume
 from medray.errors import DataError
@@ -33,9 +33,12 @@ def rows(work: Path, *, small: bool) -> Iterator[Measure]:
     repeats = 3 if small else 7
     folder = work / "x".join(["ct", *map(str, shape)])
     instances = series_on_disk(folder, shape)
-    yield from _resize(folder, instances, grid, repeats)
+    resized = list(_resize(folder, instances, grid, repeats))
+    yield from resized
     yield from _native(folder, instances, work, repeats)
-    yield from through_ray(work, shape=shape, grid=grid, num_series=6 if small else 16)
+    series = RaySeries(instances=instances, grid=grid, number=6 if small else 16)
+    yield from through_ray(series, monai_s=resized[0].peer_median_s)
+    yield memory_growth(work, number=4)
     j2k = work / "x".join(["j2k", *map(str, shape)])
     yield _jpeg_2000(
         series_on_disk(j2k, (min(shape[0], 40), *shape[1:]), syntax=JPEG_2000_LOSSLESS), repeats

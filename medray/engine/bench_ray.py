@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from medray.engine.bench_measure import Measure, median_seconds
 from medray.engine.bench_series import series_on_disk
 from medray.engine.convert_task import Grid, load_on_grid
 from medray.engine.data import Item, map_items
+from medray.engine.run import peak_memory_bytes
 from medray.engine.series_table import unpack_instances
 
 _GIB = 1 << 30
@@ -33,52 +35,80 @@ def touch_item(payload: dict[str, Any]) -> dict[str, Any]:
     return {"number": payload["number"]}
 
 
-def through_ray(
-    work: Path, *, shape: tuple[int, int, int], grid: tuple[int, ...], num_series: int
-) -> Iterator[Measure]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaySeries:
+    """One series that stands for many: its instances, the grid, and how often it is converted."""
+
+    instances: Sequence[Instance]
+    grid: tuple[int, ...]
+    number: int
+
+
+def through_ray(series: RaySeries, *, monai_s: float | None) -> Iterator[Measure]:
     """Yield steady-state seconds a series with one worker and with two, and the cost of an item."""
-    instances = series_on_disk(work / "x".join(["ct", *map(str, shape)]), shape)
-    bare = median_seconds(
-        lambda: load_on_grid(instances, Grid(size_zyx=tuple(grid))), repeats=5, warm=2
-    )
-    alone = _steady(instances, grid, num_series, cpus_each=2)
+    grid = Grid(size_zyx=series.grid)
+    bare = median_seconds(lambda: load_on_grid(series.instances, grid), repeats=7, warm=2)
+    alone = _steady(series, cpus_each=2)
+    both = _steady(series, cpus_each=1)
+    what = "CT to grid through Ray Data and the decoding child"
+    shares = (("our bare loop", bare), ("MONAI LoadImage + Orientation + Resize", monai_s))
+    for peer, seconds in shares:
+        yield Measure(
+            name=f"{what}, one worker",
+            peer=peer,
+            median_s=alone,
+            peer_median_s=seconds,
+            n=series.number,
+            note="seconds a series after each worker's first",
+        )
     yield Measure(
-        name="CT to grid through Ray Data, one worker",
-        peer="our bare loop",
-        median_s=alone,
-        peer_median_s=bare,
-        n=num_series,
-        note="seconds a series after the first two",
-    )
-    both = _steady(instances, grid, num_series, cpus_each=1)
-    yield Measure(
-        name="CT to grid through Ray Data, two workers",
+        name=f"{what}, two workers",
         peer="one worker",
         median_s=both,
         peer_median_s=alone,
-        n=num_series,
+        n=series.number,
         note=f"{alone / both:.2f} times the throughput of one worker",
     )
     yield _engine_cost()
 
 
-def _steady(
-    instances: Sequence[Instance], grid: Sequence[int], num_series: int, *, cpus_each: int
-) -> float:
-    """Return seconds a series between the end of each worker's first series and the last end."""
+def memory_growth(work: Path, *, number: int) -> Measure:
+    """Convert `number` series, then ten times as many; peak memory must not follow."""
+    instances = series_on_disk(work / "ct-memory", (48, 256, 256))
+    peaks = []
+    began = time.perf_counter()
+    for times in (1, 10):
+        series = RaySeries(instances=instances, grid=(48, 96, 96), number=number * times)
+        results = _run(series, cpus_each=1)
+        worker = max(result["cost"]["peak_memory_bytes"] for result in results)
+        peaks.append(worker + peak_memory_bytes())
+    return Measure(
+        name=f"ten times the series, {number} and {10 * number}",
+        median_s=time.perf_counter() - began,
+        n=2,
+        note=f"peak memory of driver and largest worker {peaks[0] >> 20} and {peaks[1] >> 20} MiB, "
+        f"{peaks[1] / peaks[0] - 1:+.1%}",
+    )
+
+
+def _run(series: RaySeries, *, cpus_each: int) -> list[dict[str, Any]]:
     row = [
         {"uri": i.uri, "bytes": i.bytes, "stamp": i.stamp, "header": i.header.to_json()}
-        for i in instances
+        for i in series.instances
     ]
     items = [
         Item(key=f"{n:04d}", payload={"instances": row}, work_bytes=_GIB, peak_bytes=_GIB // 2)
-        for n in range(num_series)
+        for n in range(series.number)
     ]
-    settings = {"grid": list(grid)}
-    results = list(
+    settings = {"grid": list(series.grid)}
+    return list(
         map_items(items, reduce_series, name="reduce_series", settings=settings, num_cpus=cpus_each)
     )
-    results.sort(key=lambda result: result["ended"])
+
+
+def _steady(series: RaySeries, *, cpus_each: int) -> float:
+    """Return seconds a series between the end of each worker's first series and the last end."""
+    results = sorted(_run(series, cpus_each=cpus_each), key=lambda result: result["ended"])
     # The first series of a worker starts its decoding child; what follows is the steady state.
     first: dict[int, float] = {}
     for result in results:
