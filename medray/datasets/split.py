@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from medray.datasets.record import Record
-from medray.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 
@@ -58,20 +57,20 @@ def make_split(records: Iterable[Record], options: SplitOptions) -> tuple[SplitR
     Splits that a layout fixes are kept; where it fixes training but no validation, validation is
     taken from training.
 
-    Raises:
-        ConfigError: if a layout puts one patient into two splits.
+    A patient whom a layout puts into two splits has both, as `test+train`: the gate on the examples
+    stops the run.
     """
     strata, fixed = _patients(records)
     if options.split == "none":
         return tuple(SplitRow(patient, "none", -1, strata[patient]) for patient in sorted(strata))
     chosen = dict(fixed)
-    val_missing = bool(fixed) and "val" not in fixed.values()
+    val_missing = bool(fixed) and not any("val" in name.split("+") for name in fixed.values())
     free = {
         p: s for p, s in strata.items() if p not in fixed or (val_missing and fixed[p] == "train")
     }
     test_share = 0.0 if fixed else options.test_share
     chosen.update(_divide(free, options, options.val_share, test_share))
-    folds = _folds({p: s for p, s in strata.items() if chosen[p] != "test"}, options)
+    folds = _folds({p: s for p, s in strata.items() if "test" not in chosen[p]}, options)
     return tuple(
         SplitRow(patient, chosen[patient], folds.get(patient, -1), strata[patient])
         for patient in sorted(strata)
@@ -91,14 +90,8 @@ def _patients(records: Iterable[Record]) -> tuple[dict[str, str], dict[str, str]
         strata[record.patient_id].add(record.strata)
         if record.split:
             fixed[record.patient_id].add(record.split)
-    torn = sum(len(splits) > 1 for splits in fixed.values())
-    if torn:
-        raise ConfigError(
-            f"the layout puts {torn} patients into more than one split; "
-            "correct its lists or patient ids (split by patient)"
-        )
     joined = {patient: "+".join(sorted(parts)) for patient, parts in strata.items()}
-    return joined, {patient: next(iter(splits)) for patient, splits in fixed.items()}
+    return joined, {patient: "+".join(sorted(splits)) for patient, splits in fixed.items()}
 
 
 def _groups(strata: Mapping[str, str], options: SplitOptions, smallest: int) -> list[list[str]]:

@@ -23,6 +23,8 @@ _STACK_VERDICTS = frozenset(
     if entry.stage == "volume" and reason not in {"localizer", "wrong_modality"}
 )
 
+# Objects without pixels and scout views are no images, so none is lost.
+_NO_LOSS = frozenset({"localizer", "no_pixels"})
 _NO_ROW = "the label table has no row for the image"
 
 
@@ -137,7 +139,7 @@ def unlabelled_rejection(
         skip: an unlabelled stack is ordinary here and no loss.
     """
     if series.verdict != "ok":
-        return series_rejection(series, skip=skip or series.verdict == "localizer")
+        return series_rejection(series, skip=skip or series.verdict in _NO_LOSS)
     if series.modality not in modalities:
         detail = "the series is of a modality that the layout does not have"
         return series_rejection(series, reason="wrong_modality", detail=detail)

@@ -27,6 +27,8 @@ _MAX_META_BYTES = 1 << 20
 # A header that inflates to more than this is a bomb: real ones stay below one MiB.
 MAX_INFLATED_HEADER_BYTES = 64 << 20
 _PIXEL_TAGS = frozenset(Tag(t) for t in (0x7FE00008, 0x7FE00009, 0x7FE00010))
+_ELEMENT_HEADER_BYTES = 8
+_UNDEFINED = 0xFFFFFFFF
 _LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"UC", b"UN", b"UR", b"UT"})
 
 
@@ -72,10 +74,11 @@ def open_dataset(
             return _open_deflated(
                 stream, stop=stop_before_pixels, tags=tags, limit=max_inflated_bytes
             )
-        seen = _PixelStop(stop=stop_before_pixels)
+        seen = _PixelStop(stop=stop_before_pixels, stream=stream)
         dataset = pydicom.filereader.read_partial(
             stream, stop_when=seen, force=True, specific_tags=_tag_list(tags)
         )
+        seen.require_all()
     except DataError:
         raise
     except RecursionError:
@@ -108,15 +111,35 @@ def is_deflated(stream: BinaryIO) -> bool:
 class _PixelStop:
     """Stops the parser at the pixel data and remembers that it got there."""
 
-    def __init__(self, *, stop: bool) -> None:
+    def __init__(self, *, stop: bool, stream: BinaryIO | None = None) -> None:
         self.stop = stop
         self.met = False
+        self._stream = stream
+        self._end: int | None = None
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:  # noqa: ARG002
         if tag in _PIXEL_TAGS:
             self.met = True
             return self.stop
+        if self._stream is not None:
+            self._end = None if length == _UNDEFINED else self._stream.tell() + length
         return False
+
+    def require_all(self) -> None:
+        """Refuse a header that is cut: pydicom takes what there is for the whole.
+
+        Raises:
+            DataError: `truncated`.
+        """
+        if self.met or self._stream is None or self._end is None:
+            return
+        size = self._stream.seek(0, io.SEEK_END)
+        rest = b""
+        if 0 < size - self._end < _ELEMENT_HEADER_BYTES:  # padding, or half an element
+            self._stream.seek(self._end)
+            rest = self._stream.read(_ELEMENT_HEADER_BYTES).strip(b"\0")
+        if size < self._end or rest:
+            raise DataError("truncated", "the file ends inside its header")
 
 
 @lru_cache(maxsize=8)

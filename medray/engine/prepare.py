@@ -216,9 +216,7 @@ def _write_tables(
     kept = {found["row"]["patient_id"] for found in done.values()}
     division = make_split((r for r in records if r.patient_id in kept), split)
     chosen = {row.patient_id: row.split for row in division}
-    rows = [
-        {**found["row"], "split": chosen[found["row"]["patient_id"]]} for found in done.values()
-    ]
+    rows = [{**found["row"], "split": _split_of(found["row"], chosen)} for found in done.values()]
     rows.sort(key=lambda row: (row["key"], row["patient_id"]))
     rejected.sort(key=lambda row: (row["key"], row["uri"], row["reason"]))
     _write(run, "examples.parquet", rows, EXAMPLES)
@@ -227,6 +225,12 @@ def _write_tables(
     parts = [done[key]["facts"] for key in sorted(done)]
     storage.write_json(storage.join(run.out, "fingerprint.json"), merge_fingerprints(parts))
     return rows
+
+
+def _split_of(row: dict[str, Any], chosen: dict[str, str]) -> str:
+    """Return the split of a patient's example; of a patient in two, the one that was given."""
+    split = chosen[row["patient_id"]]
+    return str(row["split"]) if "+" in split else split
 
 
 def _write(run: Run, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:

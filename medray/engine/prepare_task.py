@@ -26,6 +26,7 @@ class CountingReader:
         self.decoder = decoder
         self.sha256s: list[str] = []
         self.num_bytes = 0
+        self.last_uri = ""
 
     def read(self, file: FileRef) -> bytes:
         """Return a whole file.
@@ -33,6 +34,7 @@ class CountingReader:
         Raises:
             DataError: a read or store reason.
         """
+        self.last_uri = file.uri
         data = storage.read_bytes(file.uri, expected_bytes=file.bytes)
         self.sha256s.append(hashlib.sha256(data).hexdigest())
         self.num_bytes += len(data)
@@ -63,21 +65,23 @@ def prepare_example(
         "detail": "",
     }
     reader = CountingReader(process_decoder())
+    record = record_from_json(payload["record"])
     try:
-        found.update(_prepare(payload, reader, recipe, hparams, out))
+        found.update(_prepare(record, reader, recipe, hparams, out))
     except DataError as error:
         if error.reason in _OUR_FAULT:
             raise
         found.update(reason=error.reason, detail=error.detail)
+        if record.mask is not None and reader.last_uri == record.mask.files[0].uri:
+            found.update(uri=reader.last_uri)  # the image was read: its mask is at fault
     if found["reason"] not in _PASSING:
         Ledger(ledger).commit(payload["work_key"], found)
     return {"record": found, "cost": {"bytes": reader.num_bytes}}
 
 
 def _prepare(
-    payload: Mapping[str, Any], reader: CountingReader, recipe: Recipe[Any], hparams: Any, out: str
+    record: Record, reader: CountingReader, recipe: Recipe[Any], hparams: Any, out: str
 ) -> dict[str, Any]:
-    record = record_from_json(payload["record"])
     sample = load_sample(record, reader)
     prepared = recipe.prepare(sample, hparams)
     key = example_key(recipe, hparams, record, reader.sha256s)

@@ -7,7 +7,7 @@ from typing import Any
 from medray import storage
 from medray.datasets.record import FileRef, InstanceRef, SeriesRef, SourceTree
 from medray.dicom.header import InstanceHeader
-from medray.engine.index import crawl
+from medray.engine.index import crawl, unreadable_files
 from medray.engine.run import Run
 from medray.engine.series_table import index_shards, is_index, read_series
 
@@ -39,6 +39,9 @@ def read_tree(run: Run, options: TreeOptions, *, quiet: bool) -> SourceTree:
         index_uri = folder
         folder = storage.read_json(storage.join(folder, "run.json"))["inputs"][0]
         labels = options.labels or folder
+        for shard in index_shards(index_uri):
+            for row in unreadable_files(index_uri, shard):
+                run.counts.add("rejected", row["reason"])
     else:
         index_uri = run.state("index")
         crawl(run, [folder], index_uri, quiet=quiet, counted=False)

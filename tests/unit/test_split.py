@@ -4,7 +4,6 @@ import pytest
 
 from medray.datasets.record import FileRef, ImageSource, Record
 from medray.datasets.split import SplitOptions, make_split, split_rows
-from medray.errors import ConfigError
 
 IMAGE = ImageSource(form="image_file", files=(FileRef("x", 1, "0"),))
 
@@ -83,9 +82,10 @@ def test_validation_is_taken_from_training_where_a_layout_has_none():
     assert Counter(row.split for row in rows) == {"train": 17, "val": 3, "test": 1}
 
 
-def test_a_patient_in_two_fixed_splits_stops_the_run():
-    with pytest.raises(ConfigError, match="puts 1 patients into more than one split"):
-        make_split([record("a", split="train"), record("a", split="test")], SplitOptions())
+def test_a_patient_in_two_fixed_splits_is_shown_to_the_gate():
+    records = [record("a", split="train"), record("a", split="test"), record("b", split="train")]
+    rows = make_split(records, SplitOptions(val_share=0))
+    assert [(row.split, row.fold) for row in rows] == [("test+train", -1), ("train", 0)]
 
 
 def test_no_split():
