@@ -13,7 +13,7 @@ import pydicom
 from medray import storage
 from medray.dicom.decoder import process_decoder
 from medray.dicom.series import Instance
-from medray.engine.bench_measure import Measure, alternating_medians
+from medray.engine.bench_measure import Measure, alternating_medians, one_core
 from medray.engine.bench_ray import RaySeries, memory_growth, through_ray
 from medray.engine.bench_series import JPEG_2000_LOSSLESS, series_on_disk
 from medray.engine.convert_task import Grid, load_on_grid, write_volume
@@ -66,9 +66,10 @@ def _resize(
         plain = Grid(size_zyx=tuple(grid), antialias=False)
         ours = load_on_grid(instances, plain)[0].array
         difference = _difference(ours, monai(str(folder)).numpy()[0])
-        mine, theirs = alternating_medians(
-            lambda: load_on_grid(instances, plain), lambda: monai(str(folder)), repeats=repeats
-        )
+        with one_core():
+            mine, theirs = alternating_medians(
+                lambda: load_on_grid(instances, plain), lambda: monai(str(folder)), repeats=repeats
+            )
     finally:
         torch.set_num_threads(threads)
     size = "x".join(map(str, grid))
@@ -78,7 +79,7 @@ def _resize(
         median_s=mine,
         peer_median_s=theirs,
         n=repeats,
-        note=f"same grid and dtype, no smoothing; largest difference {difference:.3f} HU",
+        note=f"one core, same grid and dtype, no smoothing; largest difference {difference:.3f} HU",
     )
     smooth = Grid(size_zyx=tuple(grid))
     began = time.perf_counter()

@@ -1,10 +1,15 @@
 """What a benchmark row is, and how times are taken."""
 
+import contextlib
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import psutil
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,27 @@ class Measure:
     def as_json(self) -> dict[str, Any]:
         """Return the row with its ratio."""
         return {**asdict(self), "ratio": self.ratio}
+
+
+def pin_process(cores: Iterable[int]) -> None:
+    """Confine this process, its threads and its children to some cores."""
+    wanted = set(cores)
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error, OSError):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, wanted)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Measure on one core: threads and children that help are paid for like the rest."""
+    before = os.sched_getaffinity(0)
+    pin_process({min(before)})
+    try:
+        yield
+    finally:
+        pin_process(before)
 
 
 def median_seconds(action: Callable[[], Any], *, repeats: int, warm: int = 1) -> float:

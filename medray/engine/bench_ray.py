@@ -1,14 +1,18 @@
 """Benchmarks of the engine itself: what Ray Data adds, how workers scale, how memory grows."""
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from medray import storage
+from medray.dicom.decoder import process_decoder
 from medray.dicom.series import Instance
-from medray.engine.bench_measure import Measure, median_seconds
+from medray.engine.bench_measure import Measure, median_seconds, one_core, pin_process
 from medray.engine.bench_series import series_on_disk
 from medray.engine.convert_task import Grid, load_on_grid
 from medray.engine.data import Item, map_items
@@ -18,8 +22,14 @@ from medray.engine.series_table import unpack_instances
 _GIB = 1 << 30
 
 
-def reduce_series(payload: dict[str, Any], *, grid: Sequence[int]) -> dict[str, Any]:
-    """Load one series on a grid and forget it: the work of a convert task without its output."""
+def reduce_series(payload: dict[str, Any], *, grid: Sequence[int], claims: str) -> dict[str, Any]:
+    """Load one series on a grid and forget it: the work of a convert task without its output.
+
+    Args:
+        claims: folder in which each worker claims a core of its own; with its child it stays there.
+    """
+    process_decoder()
+    pin_process({_claimed_core(claims)} if claims else range(os.cpu_count() or 1))
     began = time.time()
     volume, _ = load_on_grid(unpack_instances(payload["instances"]), Grid(size_zyx=tuple(grid)))
     return {
@@ -28,6 +38,15 @@ def reduce_series(payload: dict[str, Any], *, grid: Sequence[int]) -> dict[str, 
         "pid": os.getpid(),
         "mean": float(volume.array.mean()),
     }
+
+
+@lru_cache(maxsize=8)
+def _claimed_core(claims: str) -> int:
+    cores = sorted(range(os.cpu_count() or 1))
+    for core in cores:
+        if storage.create_exclusive(storage.join(claims, str(core)), b""):
+            return core
+    return cores[-1]
 
 
 def touch_item(payload: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +66,9 @@ class RaySeries:
 def through_ray(series: RaySeries, *, monai_s: float | None) -> Iterator[Measure]:
     """Yield steady-state seconds a series with one worker and with two, and the cost of an item."""
     grid = Grid(size_zyx=series.grid)
-    bare = median_seconds(lambda: load_on_grid(series.instances, grid), repeats=7, warm=2)
+    load_on_grid(series.instances, grid)  # starts the decoding child
+    with one_core():
+        bare = median_seconds(lambda: load_on_grid(series.instances, grid), repeats=7, warm=2)
     alone = _steady(series, cpus_each=2)
     both = _steady(series, cpus_each=1)
     what = "CT to grid through Ray Data and the decoding child"
@@ -59,7 +80,7 @@ def through_ray(series: RaySeries, *, monai_s: float | None) -> Iterator[Measure
             median_s=alone,
             peer_median_s=seconds,
             n=series.number,
-            note="seconds a series after each worker's first",
+            note="one core a worker; seconds a series after each worker's first",
         )
     yield Measure(
         name=f"{what}, two workers",
@@ -91,7 +112,7 @@ def memory_growth(work: Path, *, number: int) -> Measure:
     )
 
 
-def _run(series: RaySeries, *, cpus_each: int) -> list[dict[str, Any]]:
+def _run(series: RaySeries, *, cpus_each: int, pinned: bool = False) -> list[dict[str, Any]]:
     row = [
         {"uri": i.uri, "bytes": i.bytes, "stamp": i.stamp, "header": i.header.to_json()}
         for i in series.instances
@@ -100,15 +121,20 @@ def _run(series: RaySeries, *, cpus_each: int) -> list[dict[str, Any]]:
         Item(key=f"{n:04d}", payload={"instances": row}, work_bytes=_GIB, peak_bytes=_GIB // 2)
         for n in range(series.number)
     ]
-    settings = {"grid": list(series.grid)}
-    return list(
-        map_items(items, reduce_series, name="reduce_series", settings=settings, num_cpus=cpus_each)
-    )
+    with tempfile.TemporaryDirectory(prefix="medray-cores-") as folder:
+        settings = {"grid": list(series.grid), "claims": folder if pinned else ""}
+        return list(
+            map_items(
+                items, reduce_series, name="reduce_series", settings=settings, num_cpus=cpus_each
+            )
+        )
 
 
 def _steady(series: RaySeries, *, cpus_each: int) -> float:
     """Return seconds a series between the end of each worker's first series and the last end."""
-    results = sorted(_run(series, cpus_each=cpus_each), key=lambda result: result["ended"])
+    results = sorted(
+        _run(series, cpus_each=cpus_each, pinned=True), key=lambda result: result["ended"]
+    )
     # The first series of a worker starts its decoding child; what follows is the steady state.
     first: dict[int, float] = {}
     for result in results:
