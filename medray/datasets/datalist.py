@@ -58,9 +58,10 @@ def matches(tree: SourceTree) -> bool:
 
 def datalist_uri(tree: SourceTree) -> str | None:
     """Return the URI of the datalist: named as data or labels, or `datalist.json` at the top."""
+    named = [root for root in (tree.labels_root, tree.root) if root.endswith(".json")]
+    if named:  # wins over another list that lies beside it
+        return named[0]
     for root in (tree.labels_root, tree.root):
-        if root.endswith(".json"):
-            return root
         for file in tree.files:
             if relative_path(file.uri, root) == "datalist.json":
                 return file.uri

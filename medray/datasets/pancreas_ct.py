@@ -143,5 +143,4 @@ def _record(tree: SourceTree, case: int, series: SeriesRef, label: FileRef) -> R
         patient_id=series.patient_id or f"PANCREAS_{case:04d}",
         image=series_source(series),
         mask=ImageSource(form="volume_file", files=(label,), align="pancreas_ct"),
-        meta={"case": case},
     )

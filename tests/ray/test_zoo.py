@@ -12,6 +12,7 @@ import pytest
 
 from medray.datasets.split import SplitOptions
 from medray.engine.convert import ConvertOptions, convert
+from medray.engine.examples import decode_example
 from medray.engine.index import index
 from medray.engine.prepare import PrepareOptions, prepare
 from medray.errors import REASONS
@@ -170,3 +171,14 @@ def test_only_colour_and_projections_are_refused_among_the_good(zoo):
     for uri, why in zoo.rejected("convert"):
         if not found_at(zoo, [uri], "zz-defects") and not any(zoo.lies_at(uri, p) for p in planted):
             assert why in {"unsupported_pixels", "wrong_modality"}, uri
+
+
+def test_examples_do_not_name_their_patient(zoo):
+    rows = pq.read_table(zoo.out / "prepare" / "examples.parquet").to_pylist()
+    assert rows
+    for row in rows:
+        _, facts = decode_example((zoo.out / "prepare" / row["uri"]).read_bytes())
+        text = json.dumps(facts["meta"])
+        patient = row["patient_id"]
+        assert json.dumps(patient) not in text
+        assert patient.isdigit() or patient not in text

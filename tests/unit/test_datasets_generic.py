@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,12 +216,20 @@ def test_what_is_no_datalist_stops_the_run(tmp_path, text, message):
 def test_a_datalist_may_be_named_as_the_data(tmp_path):
     write(tmp_path / "a.nii", b"x")
     write(tmp_path / "mine.json", json.dumps({"training": [{"image": "a.nii", "label": 0}]}))
-    tree = fake_tree(tmp_path, [])
     tree = fake_tree(tmp_path, [], labels=tmp_path / "mine.json")
     records, _, _ = parts(datalist.records(tree, VOLUME))
     assert len(records) == 1
     with pytest.raises(ConfigError, match=r"needs a datalist.json"):
         list(datalist.records(fake_tree(tmp_path, []), VOLUME))
+
+
+def test_a_named_list_wins_over_one_that_lies_beside_it(tmp_path):
+    rows = [{"image": "a.nii", "label": 0}]
+    write(tmp_path / "a.nii", b"x")
+    write(tmp_path / "datalist.json", json.dumps({"training": rows * 3}))
+    write(tmp_path / "mine.json", json.dumps({"training": rows}))
+    tree = replace(fake_tree(tmp_path, []), root=str(tmp_path / "mine.json"))
+    assert len(list(datalist.records(tree, VOLUME))) == 1
 
 
 def test_the_real_datalist_is_read_whole(real_data):

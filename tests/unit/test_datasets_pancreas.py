@@ -38,7 +38,7 @@ def test_labels_are_matched_by_case_number(tmp_path):
     records, rejected, skipped = parts(pancreas_ct.records(tree))
     assert not rejected
     assert not skipped
-    assert [r.meta["case"] for r in records] == [1, 2]
+    assert [r.meta for r in records] == [{}, {}]
     assert [r.mask.files[0].uri.rpartition("/")[2] for r in records] == [
         "label0001.nii.gz",
         "label0002.nii",
@@ -60,7 +60,7 @@ def test_pancreas_what_is_left_out_has_a_reason(tmp_path):
         fake_series(tmp_path, "elsewhere", patient_id="X"),
     ]
     records, rejected, skipped = parts(pancreas_ct.records(fake_tree(tmp_path, series)))
-    assert [r.meta["case"] for r in records] == [1]
+    assert [r.meta for r in records] == [{}]
     assert reasons(rejected) == sorted(
         ["annotation_invalid", "no_label", "annotation_unmatched", "missing_slices", "no_label"]
     )

@@ -11,6 +11,7 @@ from medray.dicom.header import HEADER_TAGS, parse_header
 from medray.engine.crawl import read_header
 from medray.errors import REASONS, ConfigError, DataError, GateError
 from medray.phantoms.series import SeriesSpec, known_volume, write_ct_series
+from medray.phantoms.zoo import find_element
 
 NUMBERS = {
     "ImagePositionPatient": ["0", "0", "{}"],
@@ -102,6 +103,20 @@ def deflated(body: bytes) -> bytes:
     pydicom.filewriter.write_file_meta_info(out, meta, enforce_standard=True)
     engine = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return b"\0" * 128 + b"DICM" + out.getvalue() + engine.compress(body) + engine.flush()
+
+
+def test_a_header_cut_inside_an_element_is_truncated(tmp_path):
+    data = slice_file(tmp_path).read_bytes()
+    elements = [
+        find_element(data, tag) for tag in ((0x0008, 0x0018), (0x0020, 0x0032), (0x0028, 0x0100))
+    ]
+    for start, header, (_, stop) in elements:
+        for end in {start + 1, start + header - 1, start + header + 1, stop - 1}:
+            with pytest.raises(DataError, match="truncated: the file ends inside its header"):
+                open_dataset(io.BytesIO(data[:end]), stop_before_pixels=True, tags=HEADER_TAGS)
+        for whole in (data[:start], data[:start] + bytes(6)):  # nothing is missing, or padding
+            _, has_pixels = open_dataset(io.BytesIO(whole), stop_before_pixels=True)
+            assert not has_pixels
 
 
 def test_a_deflate_bomb_is_refused_before_it_unfolds():
