@@ -14,7 +14,7 @@ from medray.dicom.volume import StackReader
 from medray.engine.ledger import Ledger
 from medray.engine.series_table import unpack_instances
 from medray.errors import DataError
-from medray.formats.nifti import verify_nifti, write_nifti
+from medray.formats.nifti import nifti_pieces, verify_nifti
 from medray.preprocess.spatial import (
     GridPlan,
     GridReducer,
@@ -81,7 +81,7 @@ def write_volume(where: str, volume: Volume, *, gz: bool, proof: bool) -> str:
     Raises:
         DataError: `output_mismatch` (the file is removed), `sink_full`, `sink_denied`.
     """
-    receipt = storage.write_atomic(where, lambda file: write_nifti(file, volume, gz=gz))
+    receipt = storage.write_atomic(where, nifti_pieces(volume, gz=gz))
     if proof:
         try:
             verify_nifti(where, volume)

@@ -40,19 +40,24 @@ def write_nifti(fileobj: BinaryIO, volume: Volume, *, gz: bool, level: int = 1) 
     Raises:
         DataError: `no_geometry`, `non_finite_pixels`, `too_large`.
     """
+    for piece in nifti_pieces(volume, gz=gz, level=level):
+        fileobj.write(piece)
+
+
+def nifti_pieces(volume: Volume, *, gz: bool, level: int = 1) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of `write_nifti` slice by slice; uncompressed ones are views."""
     header = nifti_header(volume)
     if not gz:
-        fileobj.write(header)
-        for block in _blocks(volume):
-            fileobj.write(block)
+        yield header
+        yield from _blocks(volume)
         return
     packer = isal_zlib.compressobj(level, isal_zlib.DEFLATED, -isal_zlib.MAX_WBITS)
     checksum = isal_zlib.crc32(header)
-    fileobj.write(_GZIP_HEADER + packer.compress(header))
+    yield _GZIP_HEADER + packer.compress(header)
     for block in _blocks(volume):
         checksum = isal_zlib.crc32(block, checksum)
-        fileobj.write(packer.compress(block))
-    fileobj.write(packer.flush() + _gzip_trailer(checksum, volume))
+        yield packer.compress(block)
+    yield packer.flush() + _gzip_trailer(checksum, volume)
 
 
 def verify_nifti(path_or_uri: str | Path, volume: Volume) -> None:

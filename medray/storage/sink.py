@@ -3,13 +3,16 @@
 import errno
 import hashlib
 import io
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 from medray.errors import DataError
 from medray.storage.store import Payload, WriteReceipt
 
 _BUFFER_BYTES = 1 << 20
+_PENDING_PIECES = 8
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -38,6 +41,8 @@ class HashingSink(io.RawIOBase):
         self.md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
         self.num_bytes = 0
         self.failure: DataError | None = None
+        self._hasher: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def writable(self) -> bool:
         """Tell that this end takes bytes."""
@@ -49,7 +54,32 @@ class HashingSink(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Hand on all of the bytes."""
+        self._settle()
         view = memoryview(data).cast("B")
+        self._hand_on(view)
+        self._hash(view)
+        return len(view)
+
+    def write_lasting(self, data: Any) -> None:
+        """Hand on bytes that stay as they are until `receipt`; they are hashed beside it."""
+        view = memoryview(data).cast("B")
+        self._hand_on(view)
+        if self._hasher is None:
+            self._hasher = ThreadPoolExecutor(1, thread_name_prefix="medray-sink")
+        self._pending.append(self._hasher.submit(self._hash, view))
+        while len(self._pending) > _PENDING_PIECES:
+            self._pending.popleft().result()
+
+    def _hash(self, view: memoryview) -> None:
+        self._sha256.update(view)
+        if self.md5 is not None:
+            self.md5.update(view)
+
+    def _settle(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _hand_on(self, view: memoryview) -> None:
         done = 0
         while done < len(view):
             try:
@@ -57,14 +87,13 @@ class HashingSink(io.RawIOBase):
             except OSError as error:
                 self.failure = sink_error(error)
                 raise self.failure from error
-        self._sha256.update(view)
-        if self.md5 is not None:
-            self.md5.update(view)
         self.num_bytes += len(view)
-        return len(view)
 
     def receipt(self) -> WriteReceipt:
-        """Return what was written so far."""
+        """Return what was written; the last call."""
+        self._settle()
+        if self._hasher is not None:
+            self._hasher.shutdown()
         return WriteReceipt(self.num_bytes, self._sha256.hexdigest())
 
 
@@ -83,7 +112,7 @@ def pour(payload: Payload, sink: HashingSink) -> None:
             payload(cast("BinaryIO", buffered))
         else:
             for piece in payload:
-                buffered.write(piece)
+                sink.write_lasting(piece)
         if not buffered.closed:
             buffered.flush()
     except Exception:

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol, TypeAlias, runtime_checkable
 from medray.errors import ConfigError, DataError
 from medray.storage.uri import path_of, protocol_of
 
-Payload: TypeAlias = bytes | Iterable[bytes] | Callable[[BinaryIO], object]
+Payload: TypeAlias = bytes | Iterable[bytes | memoryview] | Callable[[BinaryIO], object]
 
 
 @dataclass(frozen=True, slots=True)
