@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -344,7 +345,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are one line on stderr."""
     debug = "--debug" in arguments
     _keep_values_out_of_warnings(debug=debug)
-    signal.signal(signal.SIGTERM, _interrupt)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = app(args=list(arguments) or ["--help"], prog_name="medray", standalone_mode=False)
     except TyperException as error:

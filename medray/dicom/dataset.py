@@ -78,7 +78,7 @@ def open_dataset(
         dataset = pydicom.filereader.read_partial(
             stream, stop_when=seen, force=True, specific_tags=_tag_list(tags)
         )
-        seen.require_all()
+        seen.require_all(marked=has_dicom_mark(head))
     except DataError:
         raise
     except RecursionError:
@@ -114,6 +114,7 @@ class _PixelStop:
     def __init__(self, *, stop: bool, stream: BinaryIO | None = None) -> None:
         self.stop = stop
         self.met = False
+        self.num_elements = 0
         self._stream = stream
         self._end: int | None = None
 
@@ -121,16 +122,22 @@ class _PixelStop:
         if tag in _PIXEL_TAGS:
             self.met = True
             return self.stop
+        self.num_elements += 1
         if self._stream is not None:
             self._end = None if length == _UNDEFINED else self._stream.tell() + length
         return False
 
-    def require_all(self) -> None:
+    def require_all(self, *, marked: bool) -> None:
         """Refuse a header that is cut: pydicom takes what there is for the whole.
+
+        Args:
+            marked: the file has the DICM mark, so something must follow its meta information.
 
         Raises:
             DataError: `truncated`.
         """
+        if marked and not self.met and self.num_elements == 0:
+            raise DataError("truncated", "the file ends with its meta information")
         if self.met or self._stream is None or self._end is None:
             return
         size = self._stream.seek(0, io.SEEK_END)

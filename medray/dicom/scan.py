@@ -69,31 +69,6 @@ def scan_header(data: bytes) -> tuple[Dataset, int] | None:
         return None
 
 
-def is_cut(data: bytes) -> bool:
-    """Tell whether a file ends inside an element before any pixel data.
-
-    pydicom keeps what it read so far, and a cut image then passes for an object without pixels.
-    """
-    try:
-        offset, syntax = _meta(data)
-        if syntax not in _SCANNED:
-            return False
-        implicit = syntax == _IMPLICIT
-        while offset < len(data):
-            tag, vr, length, offset = _element(data, offset, implicit=implicit)
-            if tag in _PIXEL_TAGS:
-                return False
-            if length == _UNDEFINED:
-                offset = _skip_items(data, offset, implicit=implicit or vr == b"UN", depth=0)
-            else:
-                offset += length
-    except struct.error:
-        return True
-    except _UnusualError:
-        return False
-    return offset > len(data)
-
-
 def _element(data: bytes, offset: int, *, implicit: bool) -> _Element:
     """Return tag, value representation, length and where the value starts."""
     group, number, length = _HEAD(data, offset)

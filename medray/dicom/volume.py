@@ -73,8 +73,13 @@ class StackReader:
         self.dtype = _output_dtype(self.headers, self._planes)
         self._seen = np.zeros(len(ordered), dtype=bool)
 
-    def slices_of(self, decoded: Decoded) -> Iterator[tuple[int, np.ndarray]]:
+    def slices_of(
+        self, decoded: Decoded, *, into: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the place and the (height, width) modality values of each frame.
+
+        Args:
+            into: (depth, height, width) array that may take int16 values where they belong.
 
         Raises:
             DataError: `duplicate_conflict`, `checksum_mismatch`, `mixed_size`, `non_finite_pixels`.
@@ -94,10 +99,9 @@ class StackReader:
             if self._seen[place]:
                 continue  # a copy with equal bytes
             self._seen[place] = True
-            yield (
-                place,
-                modality_values(pixels, planes[frame], header, whole=self.dtype == np.int16),
-            )
+            whole = self.dtype == np.int16
+            out = into[place] if into is not None and into.dtype == np.int16 else None
+            yield place, modality_values(pixels, planes[frame], header, whole=whole, out=out)
 
     def require_all(self) -> None:
         """Check that every slice came.
@@ -110,12 +114,18 @@ class StackReader:
 
 
 def modality_values(
-    pixels: np.ndarray, plane: Plane, header: InstanceHeader, *, whole: bool
+    pixels: np.ndarray,
+    plane: Plane,
+    header: InstanceHeader,
+    *,
+    whole: bool,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return stored values times slope plus intercept, padding made air: int16 or float32.
 
     Args:
         whole: slope and intercept are whole, so int16 is exact where the values fit.
+        out: int16 array of the same shape that may hold the result.
 
     Raises:
         DataError: `non_finite_pixels`.
@@ -125,9 +135,9 @@ def modality_values(
         wide = pixels.astype(np.int16) if pixels.dtype.itemsize == 1 else pixels
         stored = wide.view(np.dtype(np.int16).newbyteorder(wide.dtype.byteorder))
         if plane.slope == 1:
-            values = np.add(stored, np.int16(plane.intercept), dtype=np.int16)
+            values = np.add(stored, np.int16(plane.intercept), out=out, dtype=np.int16)
         else:
-            values = np.multiply(stored, np.int16(plane.slope), dtype=np.int16)
+            values = np.multiply(stored, np.int16(plane.slope), out=out, dtype=np.int16)
             values += np.int16(plane.intercept)
     else:
         values = (pixels * np.float64(plane.slope) + plane.intercept).astype(np.float32)
@@ -157,10 +167,11 @@ class VolumeBuilder:
         Raises:
             DataError: see `StackReader.slices_of`.
         """
-        for place, values in self.reader.slices_of(decoded):
+        for place, values in self.reader.slices_of(decoded, into=self._array):
             if self._array.dtype != values.dtype and self._array.dtype == np.int16:
                 self._array = self._array.astype(np.float32)
-            self._array[place] = values
+            if not np.may_share_memory(values, self._array):
+                self._array[place] = values
 
     def finish(self) -> Volume:
         """Return the volume, on an orthogonal grid also where the gantry was tilted.

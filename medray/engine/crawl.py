@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from medray import storage
 from medray.dicom.dataset import has_dicom_mark, looks_like_dicom, open_dataset
 from medray.dicom.header import HEADER_TAGS, InstanceHeader, parse_header
-from medray.dicom.scan import is_cut, scan_header
+from medray.dicom.scan import scan_header
 from medray.dicom.series import Instance, Stack, split_series
 from medray.engine.schemas import INSTANCES, SERIES
 from medray.errors import DataError
@@ -23,7 +23,6 @@ _REMOTE_READERS = 16
 _REMOTE_HEADER_BYTES = 128 << 10
 # An ordinary header ends well before; a longer one takes pydicom's way.
 _HEAD_BYTES = 32 << 10
-_MAX_CUT_BYTES = 64 << 20
 _DICOMDIR = "1.2.840.10008.1.3.10"
 
 
@@ -162,10 +161,6 @@ def _parse(stream: Any) -> InstanceHeader:
         if has_dicom_mark(head):
             raise _MarkedError(error.reason, error.detail) from None
         raise
-    if not has_pixels and has_dicom_mark(head):
-        stream.seek(0)
-        if is_cut(stream.read(_MAX_CUT_BYTES)):
-            raise _MarkedError("truncated", "the file ends inside an element of its header")
     if not has_dicom_mark(head) and not (header.sop_class_uid or header.rows):
         raise DataError("not_dicom", "the file has no DICM mark and no image elements")
     return header
