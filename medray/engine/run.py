@@ -147,6 +147,8 @@ class Run:
     def finish(self, status: str = "") -> dict[str, Any]:
         """Write run.json, the last file of a run, and return it."""
         counts = self.counts.as_json()
+        # A worker that was killed while it wrote left its temporary file; its task was done again.
+        storage.sweep_temps(self.out)
         if not status:
             status = "done_with_rejects" if counts["num_rejected"] else "done"
         summary = {
