@@ -1,6 +1,7 @@
 """Benchmarks of the header crawl: headers a second and core, memory of the driver."""
 
 import gc
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,11 +32,24 @@ def write_small_files(folder: Path, num_files: int) -> None:
         array=np.arange(_SLICES * 256, dtype=np.int16).reshape(_SLICES, 16, 16) % 1000,
         affine_lps=affine_from_dicom(),
     )
+    template = folder / "template"
+    paths = write_ct_series(template, volume, SeriesSpec(seed=0))
+    slices = [(path.name, path.read_bytes(), _uids(path)) for path in paths]
     for number in range(num_files // _SLICES):
-        write_ct_series(
-            folder / f"{number // 100:03d}" / f"{number:05d}", volume, SeriesSpec(seed=number)
-        )
+        target = folder / f"{number // 100:03d}" / f"{number:05d}"
+        target.mkdir(parents=True, exist_ok=True)
+        for name, data, uids in slices:
+            for uid in uids:  # of equal length, so that every offset stays true
+                data = data.replace(uid, uid[:-6] + f"{number:06d}".encode())  # noqa: PLW2901
+            (target / name).write_bytes(data)
+    shutil.rmtree(template)
     done.touch()
+
+
+def _uids(path: Path) -> list[bytes]:
+    dataset = pydicom.dcmread(path, stop_before_pixels=True)
+    names = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
+    return [str(dataset[name].value).encode() for name in names]
 
 
 def rows(work: Path, *, small: bool) -> Iterator[Measure]:
