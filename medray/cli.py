@@ -160,7 +160,7 @@ def prepare(
 def phantom(
     task: Annotated[str, typer.Argument(help="A task of `medray info`.")],
     out: Annotated[str, typer.Option("--out", help="Folder to write; local.")],
-    patients: Annotated[int, typer.Option(min=1, help="Number of patients.")] = 6,
+    patients: Annotated[int, typer.Option(min=1, help="Number of patients.")] = 16,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     defects: Annotated[bool, typer.Option("--defects", help="Add the dirty zoo.")] = False,
     size: Annotated[str, typer.Option(help="tiny, small or full matrices.")] = "small",
@@ -351,7 +351,7 @@ def run(arguments: Sequence[str]) -> int:
         result = app(args=list(arguments) or ["--help"], prog_name="medray", standalone_mode=False)
     except TyperException as error:
         return _fail(EXIT_USAGE, f"{error.format_message()} (see medray --help)", debug=False)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, SystemExit):
         _say("interrupted; finished work is kept, run the same command to go on")
         return EXIT_INTERRUPTED
     except ConfigError as error:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,9 +19,7 @@ def main() -> int:
     parser.add_argument("--out", default="demo-out")
     root = Path(parser.parse_args().out)
     began = time.monotonic()
-    if root.exists():
-        shutil.rmtree(root)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     _say("A local Ray starts; everything below runs as its tasks.")
     with ray_session(None):
         codes = _phantoms(root) + _real(root)
@@ -33,7 +30,7 @@ def main() -> int:
 def _phantoms(root: Path) -> list[int]:
     lung, pancreas = str(root / "phantom-lung"), str(root / "phantom-pancreas")
     _say("1. Synthetic patients, in the true layout of Lung-PET-CT-Dx, with a zoo of defects")
-    codes = [_run("phantom", "lung_detection", "--out", lung, "--patients", "8", "--defects")]
+    codes = [_phantom("lung_detection", lung, "--defects")]
     _say("2. Index: which files are there, which series do they make, what is wrong with them")
     codes.append(_run("index", lung, "--out", str(root / "index")))
     _say("3. Convert: volumes of 1.5 mm as NIfTI, each read back by another reader")
@@ -41,7 +38,7 @@ def _phantoms(root: Path) -> list[int]:
     _say("4. Prepare: training examples with boxes, and with masks")
     data = ("--data", lung, "--out", str(root / "prepared-lung"), "--tiny")
     codes.append(_run("prepare", "lung_detection", *data))
-    codes.append(_run("phantom", "pancreas_segmentation", "--out", pancreas, "--patients", "8"))
+    codes.append(_phantom("pancreas_segmentation", pancreas))
     data = ("--data", pancreas, "--out", str(root / "prepared-pancreas"), "--tiny")
     codes.append(_run("prepare", "pancreas_segmentation", *data))
     return codes
@@ -62,6 +59,14 @@ def _real(root: Path) -> list[int]:
     return [*codes, _run("prepare", "lung_detection", *data, *loose)]
 
 
+def _phantom(task: str, out: str, *options: str) -> int:
+    """Make a phantom unless an earlier demo left it; its files then count as unchanged."""
+    if (Path(out) / "truth.json").exists():
+        sys.stdout.write(f"{out} is there already\n")
+        return cli.EXIT_DONE
+    return _run("phantom", task, "--out", out, "--patients", "8", *options)
+
+
 def _run(*arguments: str) -> int:
     sys.stdout.write(f"$ medray {' '.join(arguments)}\n")
     sys.stdout.flush()
@@ -73,14 +78,15 @@ def _run(*arguments: str) -> int:
 
 def _finish(root: Path, seconds: float) -> None:
     _say(f"Done in {seconds:.0f} s; Ray has stopped. What is there now:")
-    for path in sorted(root.glob("*")):
-        for name in ("contact_sheet.png", "run.json", "results.parquet", "truth.json"):
-            if (path / name).exists():
-                sys.stdout.write(f"  {path / name}\n")
+    for path in sorted(root.glob("*/*")):
+        if not path.name.startswith("."):
+            many = f"  ({sum(1 for _ in path.rglob('*'))} files)" if path.is_dir() else ""
+            sys.stdout.write(f"  {path}{many}\n")
     sys.stdout.write(
         "Look at the contact sheets first. Next, on your own data:\n"
         "  .venv/bin/medray index YOUR_DICOM --out index\n"
         "  .venv/bin/medray convert YOUR_DICOM --out nifti\n"
+        "  .venv/bin/medray prepare TASK --data YOUR_DATA --out prepared\n"
     )
 
 

@@ -74,6 +74,12 @@ class Stack:
         return _WORKER_BASE_BYTES + _PEAK_COPIES * self.native_bytes + 2 * compressed
 
 
+def folder_of(uri: str) -> str:
+    """Return the folder that holds a file; for an archive's member, the one inside it."""
+    member, chained, archive = uri.partition("::")
+    return f"{member.rpartition('/')[0]}{chained}{archive}"
+
+
 def split_series(instances: Iterable[Instance]) -> list[Stack]:
     """Group instances of any number of series into judged stacks, sorted by key."""
     series: dict[tuple[str, ...], list[Instance]] = defaultdict(list)
@@ -81,7 +87,7 @@ def split_series(instances: Iterable[Instance]) -> list[Stack]:
     for item in sorted(instances, key=lambda it: (it.header.sop_uid, it.uri)):
         header = item.header
         owners[header.series_uid].add((header.study_uid, header.patient_id))
-        folder = "" if header.series_uid else item.uri.rpartition("/")[0]
+        folder = "" if header.series_uid else folder_of(item.uri)
         series[header.series_uid, header.study_uid, header.patient_id, folder].append(item)
     stacks: list[Stack] = []
     for (series_uid, study_uid, _, _), members in sorted(series.items()):

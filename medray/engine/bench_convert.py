@@ -4,8 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -50,18 +51,10 @@ def _resize(
 ) -> Iterator[Measure]:
     """Series to a fixed grid: our loop in one process against MONAI's transforms on one core."""
     import torch
-    from monai import transforms
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monai = transforms.Compose(
-        [
-            transforms.LoadImage(image_only=True, dtype=np.float32),
-            transforms.EnsureChannelFirst(),
-            transforms.Orientation(axcodes="LPS", labels=None),
-            transforms.Resize(grid[::-1], mode="trilinear", align_corners=False),
-        ]
-    )
+    monai = _monai_pipeline(grid)
     try:
         plain = Grid(size_zyx=tuple(grid), antialias=False)
         ours = load_on_grid(instances, plain)[0].array
@@ -86,6 +79,19 @@ def _resize(
     load_on_grid(instances, smooth)
     yield Measure(
         name=f"CT to {size}, smoothed as by default", median_s=time.perf_counter() - began, n=1
+    )
+
+
+def _monai_pipeline(grid: tuple[int, ...]) -> Callable[[str], Any]:
+    from monai import transforms
+
+    return transforms.Compose(
+        [
+            transforms.LoadImage(image_only=True, dtype=np.float32),
+            transforms.EnsureChannelFirst(),
+            transforms.Orientation(axcodes="LPS", labels=None),
+            transforms.Resize(grid[::-1], mode="trilinear", align_corners=False),
+        ]
     )
 
 

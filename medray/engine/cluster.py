@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from medray.errors import ConfigError
 # Volumes never pass the object store (docs/adr/0004), so a laptop keeps its memory.
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MIN_OBJECT_STORE_BYTES = 128 << 20
+_CONNECT_S = 5.0
 
 
 @contextmanager
@@ -30,6 +32,8 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
         yield
         return
     joined = address or os.environ.get("RAY_ADDRESS")
+    if joined:
+        _require_listener(joined)
     try:
         if joined:
             ray.init(
@@ -49,6 +53,21 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse an address at which nobody listens; Ray itself would wait for minutes.
+
+    Raises:
+        ConfigError: no connection within a few seconds.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto` and named clusters
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}; check --address") from error
 
 
 def _start_local(*, debug: bool) -> None:

@@ -10,7 +10,7 @@ from medray import storage
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.convert_task import convert_series
 from medray.engine.data import Item, map_items
-from medray.engine.index import crawl, unreadable_files
+from medray.engine.index import crawl, require_sources, unreadable_files
 from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.progress import Progress
 from medray.engine.run import Run
@@ -63,6 +63,7 @@ def convert(
     Raises:
         ConfigError: wrong options, a missing source, or an output of another run.
     """
+    require_sources(sources)
     with Run(verb="convert", out=out, parameters=asdict(options), inputs=tuple(sources)) as run:
         index_uri = index_of(run, sources, quiet=quiet)
         ledger = Ledger(run.state("ledger"))

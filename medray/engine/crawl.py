@@ -13,7 +13,7 @@ from medray import storage
 from medray.dicom.dataset import has_dicom_mark, looks_like_dicom, open_dataset
 from medray.dicom.header import HEADER_TAGS, InstanceHeader, parse_header
 from medray.dicom.scan import scan_header
-from medray.dicom.series import Instance, Stack, split_series
+from medray.dicom.series import Instance, Stack, folder_of, split_series
 from medray.engine.schemas import INSTANCES, SERIES
 from medray.errors import DataError
 
@@ -161,6 +161,8 @@ def _parse(stream: Any) -> InstanceHeader:
         if has_dicom_mark(head):
             raise _MarkedError(error.reason, error.detail) from None
         raise
+    if has_dicom_mark(head) and not has_pixels and not header.sop_class_uid:
+        raise _MarkedError("missing_tag", "the file says neither what it is nor shows pixels")
     if not has_dicom_mark(head) and not (header.sop_class_uid or header.rows):
         raise DataError("not_dicom", "the file has no DICM mark and no image elements")
     return header
@@ -185,7 +187,7 @@ def _columns(header: InstanceHeader) -> dict[str, Any]:
 
 def _bucket(header: InstanceHeader, uri: str) -> int:
     """Place a file where all of its series come together; without a UID, its folder's files."""
-    group = header.series_uid or f"folder:{uri.rpartition('/')[0]}"
+    group = header.series_uid or f"folder:{folder_of(uri)}"
     digest = hashlib.blake2b(group.encode("utf-8", "surrogateescape"), digest_size=4).digest()
     return int.from_bytes(digest, "big") % NUM_BUCKETS
 

@@ -32,9 +32,21 @@ def index(sources: Sequence[str], out: str, *, quiet: bool = False) -> dict[str,
     Raises:
         ConfigError: a source does not exist, or `out` belongs to another run.
     """
+    require_sources(sources)
     with Run(verb="index", out=out, parameters={}, inputs=tuple(sources)) as run:
         crawl(run, sources, out, quiet=quiet, counted=True)
         return run.finish()
+
+
+def require_sources(sources: Sequence[str]) -> None:
+    """Check that every source is there, before anything is written.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for source in sources:
+        if not storage.exists(source):
+            raise ConfigError(f"{source} does not exist; check the path or address")
 
 
 def crawl(
@@ -45,9 +57,6 @@ def crawl(
     Args:
         counted: whether every file is an input of the run, or only the unreadable ones.
     """
-    for source in sources:
-        if not storage.exists(source):
-            raise ConfigError(f"{source} does not exist; check the path or address")
     state = storage.join(out, ".medray", "index.json")
     known = storage.read_json(state) if storage.exists(state) else {}
     with run.stage("list") as stage:

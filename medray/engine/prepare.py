@@ -17,7 +17,7 @@ from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.data import Item, map_items
 from medray.engine.examples import EXAMPLES
 from medray.engine.exports import EXPORTS, write_export, write_sheet
-from medray.engine.index import index_rows_of_rejected
+from medray.engine.index import index_rows_of_rejected, require_sources
 from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.prepare_task import prepare_example
 from medray.engine.progress import Progress
@@ -74,6 +74,7 @@ def prepare(
     """
     parameters = {**asdict(hparams), **asdict(split), **asdict(options)}
     inputs = tuple(uri for uri in (options.data, options.labels) if uri)
+    require_sources(inputs)
     with Run(
         verb="prepare", task=recipe.name, out=out, parameters=parameters, inputs=inputs
     ) as run:

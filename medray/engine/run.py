@@ -116,18 +116,27 @@ class Run:
         mine = json.loads(json.dumps(mine))
         if storage.exists(where):
             theirs = storage.read_json(where)
-            for name in sorted(set(mine) | set(theirs)):
-                if mine.get(name) != theirs.get(name):
-                    raise ConfigError(
-                        f"{self.out} was made with another {name}; "
-                        "choose a new --out, or run with the same parameters"
-                    )
+            differing = [
+                name for name in _by_weight(mine, theirs) if mine.get(name) != theirs.get(name)
+            ]
+            if differing and self._is_untouched():
+                storage.write_json(where, mine)  # that run failed before it made anything
+            elif differing:
+                raise ConfigError(
+                    f"{self.out} was made with another value of {differing[0]}; "
+                    "choose a new --out, or run with the same parameters"
+                )
             storage.sweep_temps(self.out)
             done = storage.join(self.out, "run.json")
             if storage.exists(done):
                 storage.remove(done)
         else:
             storage.write_json(where, mine)
+
+    def _is_untouched(self) -> bool:
+        """Tell whether the earlier run left nothing but its claim."""
+        made = ("run.json", "instances", f"{STATE_DIR}/ledger", f"{STATE_DIR}/index")
+        return not any(storage.exists(storage.join(self.out, name)) for name in made)
 
     def state(self, *names: str) -> str:
         """Return a URI below the run's own state folder."""
@@ -174,6 +183,12 @@ class Run:
         }
         storage.write_json(storage.join(self.out, "run.json"), summary)
         return summary
+
+
+def _by_weight(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return parameter names, those first that say most about a wrong --out."""
+    first = ("verb", "task", "inputs")
+    return [*first, *sorted((set(mine) | set(theirs)) - set(first))]
 
 
 def peak_memory_bytes() -> int:

@@ -123,7 +123,7 @@ def test_a_second_run_does_nothing_and_changes_no_byte(messy, converted):
 
 
 def test_other_parameters_on_the_same_output_are_refused_by_name(messy, converted):
-    with pytest.raises(ConfigError, match="was made with another format"):
+    with pytest.raises(ConfigError, match="was made with another value of format"):
         convert([str(messy[0])], str(converted[0]), ConvertOptions(format="nifti"), quiet=True)
 
 

@@ -116,7 +116,7 @@ def test_half_a_run_is_finished_without_doing_the_rest_again(prepared, tmp_path)
 
 def test_other_hyperparameters_on_the_same_output_are_refused(prepared):
     recipe, root, _, options, _ = prepared
-    with pytest.raises(ConfigError, match="was made with another split_seed"):
+    with pytest.raises(ConfigError, match="was made with another value of split_seed"):
         split = SplitOptions(split_seed=9)
         prepare(recipe, recipe.tiny_hparams, split, str(root / "out"), options, quiet=True)
 

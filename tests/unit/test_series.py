@@ -146,3 +146,15 @@ def test_real_series_get_the_verdicts_that_their_sources_lead_to(real_data):
     assert verdicts("ct_series/ge_tilt_variable_spacing") == [("ok", 14), ("ok", 14)]
     assert verdicts("ct_series/orientations_ny_sbu") == [("too_few_slices", 1)] * 12
     assert verdicts("ct_series/lungmask_pair") == [("too_few_slices", 2)]
+
+
+def test_members_of_an_archive_share_the_folder_inside_it(tmp_path):
+    """The archive's own path has slashes too; they must not part its members."""
+    empty = {"SeriesInstanceUID": "", "StudyInstanceUID": "", "PatientID": ""}
+    paths = write_ct_series(tmp_path, known_volume(SHAPE), SeriesSpec(tags=empty))
+    members = [
+        replace(item, uri=f"zip://a/b/{n}.dcm::/some/where/study.zip")
+        for n, item in enumerate(read_instances(paths))
+    ]
+    (stack,) = split_series(members)
+    assert (stack.verdict, stack.num_slices) == ("ok", 8)
