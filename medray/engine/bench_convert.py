@@ -85,7 +85,7 @@ def _resize(
 def _monai_pipeline(grid: tuple[int, ...]) -> Callable[[str], Any]:
     from monai import transforms
 
-    return transforms.Compose(
+    pipeline: Callable[[str], Any] = transforms.Compose(
         [
             transforms.LoadImage(image_only=True, dtype=np.float32),
             transforms.EnsureChannelFirst(),
@@ -93,6 +93,7 @@ def _monai_pipeline(grid: tuple[int, ...]) -> Callable[[str], Any]:
             transforms.Resize(grid[::-1], mode="trilinear", align_corners=False),
         ]
     )
+    return pipeline
 
 
 def _difference(ours: np.ndarray, monai: np.ndarray) -> float:
