@@ -53,8 +53,9 @@ def section(out: Path, name: str, words: list[str]) -> bool:
     if done.returncode not in (0, 4):
         return False
     summary = json.loads(done.stdout.splitlines()[-1])
+    shown = f"medray {' '.join(words)}".replace(os.environ.get("MEDRAY_TEST_DATA", "\0"), "DATA")
     record = {
-        "command": f"medray {' '.join(words)}",
+        "command": shown,
         "seconds": round(seconds, 1),
         "summary": summary,
     }
