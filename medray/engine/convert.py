@@ -4,18 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from medray import storage
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.convert_task import convert_series
 from medray.engine.data import Item, map_items
-from medray.engine.index import crawl, require_sources, unreadable_files
+from medray.engine.index import index_of, require_sources, unreadable_files
 from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, RESULTS
-from medray.engine.series_table import index_shards, is_index, read_series
+from medray.engine.series_table import index_shards, read_series
 from medray.errors import ConfigError
 
 _FORMATS = {"nifti.gz": ".nii.gz", "nifti": ".nii"}
@@ -89,18 +86,6 @@ def convert(
                 bar.advance(rejected=bool(record["reason"]))
         _write_tables(run, index_uri, settled)
         return run.finish()
-
-
-def index_of(run: Run, sources: Sequence[str], *, quiet: bool) -> str:
-    """Return the index that a run works on: the given one, or one made of its sources."""
-    if len(sources) == 1 and is_index(sources[0]):
-        for shard in index_shards(sources[0]):
-            for row in unreadable_files(sources[0], shard):
-                run.counts.add("rejected", row["reason"])
-        return sources[0]
-    index_uri = run.state("index")
-    crawl(run, sources, index_uri, quiet=quiet, counted=False)
-    return index_uri
 
 
 def _plan(
@@ -178,7 +163,7 @@ def _item(row: dict[str, Any], key: str) -> Item:
     )
 
 
-# Seconds a byte against uncompressed, measured on 512 x 512 slices (docs/performance.md).
+# Rough seconds a byte against uncompressed; they only order the work and cut it into tasks.
 _SYNTAX_COST = {
     "1.2.840.10008.1.2.4.90": 20,
     "1.2.840.10008.1.2.4.91": 20,
@@ -199,8 +184,8 @@ def _write_tables(run: Run, index_uri: str, settled: list[dict[str, Any]]) -> No
         rejected.extend(unreadable_files(index_uri, shard))
     rejected.sort(key=lambda row: (row["key"], row["uri"], row["reason"]))
     done = sorted((r for r in settled if not r["reason"]), key=lambda row: row["key"])
-    _write(run, "rejected.parquet", rejected, REJECTED)
-    _write(run, "results.parquet", list(_result_rows(done)), RESULTS)
+    run.write_table("rejected.parquet", rejected, REJECTED)
+    run.write_table("results.parquet", list(_result_rows(done)), RESULTS)
 
 
 def _result_rows(done: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -213,10 +198,3 @@ def _result_rows(done: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             "flags": record["flags"],
             "weights_sha256": "",
         }
-
-
-def _write(run: Run, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    table = pa.Table.from_pylist(
-        [{column: row.get(column) for column in schema.names} for row in rows], schema=schema
-    )
-    storage.write_parquet(storage.join(run.out, name), table)

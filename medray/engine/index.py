@@ -15,7 +15,7 @@ from medray.engine.listing import ShardedListing
 from medray.engine.progress import Progress
 from medray.engine.run import Run, Stage
 from medray.engine.schemas import REJECTED
-from medray.engine.series_table import index_shards
+from medray.engine.series_table import index_shards, is_index
 from medray.errors import ConfigError
 
 _FILES_PER_GROUP = 20_000
@@ -77,6 +77,18 @@ def crawl(
     run.extra["series"] = known["verdicts"]
     _write_rejected(run, out, sorted(digests))
     return dict(known["verdicts"])
+
+
+def index_of(run: Run, sources: Sequence[str], *, quiet: bool) -> str:
+    """Return the index that a run works on: the given one, or one made of its sources."""
+    if len(sources) == 1 and is_index(sources[0]):
+        for shard in index_shards(sources[0]):
+            for row in unreadable_files(sources[0], shard):
+                run.counts.add("rejected", row["reason"])
+        return sources[0]
+    index_uri = run.state("index")
+    crawl(run, sources, index_uri, quiet=quiet, counted=False)
+    return index_uri
 
 
 def _shard_name(shard: int, num_shards: int) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from medray import storage
 from medray.config import unknown_name
 from medray.datasets.fingerprint import merge_fingerprints
@@ -112,7 +110,7 @@ def _read_layout(
 
 def _nothing(run: Run, rejected: list[dict[str, Any]]) -> ConfigError:
     """Say that no example was found, with the reasons counted."""
-    _write(run, "rejected.parquet", rejected, REJECTED)
+    run.write_table("rejected.parquet", rejected, REJECTED)
     run.finish("failed")
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(run.counts.rejected.items()))
     return ConfigError(
@@ -220,9 +218,9 @@ def _write_tables(
     rows = [{**found["row"], "split": _split_of(found["row"], chosen)} for found in done.values()]
     rows.sort(key=lambda row: (row["key"], row["patient_id"]))
     rejected.sort(key=lambda row: (row["key"], row["uri"], row["reason"]))
-    _write(run, "examples.parquet", rows, EXAMPLES)
-    _write(run, "split.parquet", split_rows(division), SPLIT)
-    _write(run, "rejected.parquet", rejected, REJECTED)
+    run.write_table("examples.parquet", rows, EXAMPLES)
+    run.write_table("split.parquet", split_rows(division), SPLIT)
+    run.write_table("rejected.parquet", rejected, REJECTED)
     parts = [done[key]["facts"] for key in sorted(done)]
     storage.write_json(storage.join(run.out, "fingerprint.json"), merge_fingerprints(parts))
     return rows
@@ -232,11 +230,6 @@ def _split_of(row: dict[str, Any], chosen: dict[str, str]) -> str:
     """Return the split of a patient's example; of a patient in two, the one that was given."""
     split = chosen[row["patient_id"]]
     return str(row["split"]) if "+" in split else split
-
-
-def _write(run: Run, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    plain = [{column: row.get(column) for column in schema.names} for row in rows]
-    storage.write_parquet(storage.join(run.out, name), pa.Table.from_pylist(plain, schema=schema))
 
 
 def _pass_gates(

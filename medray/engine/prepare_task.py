@@ -86,9 +86,8 @@ def _prepare(
     prepared = recipe.prepare(sample, hparams)
     key = example_key(recipe, hparams, record, reader.sha256s)
     data = encode_example(prepared, key=key)
-    storage.write_atomic(storage.join(out, "examples", f"{key}.safetensors"), data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    row = example_row(record, prepared, key=key, sha256=sha256)
+    receipt = storage.write_atomic(storage.join(out, "examples", f"{key}.safetensors"), data)
+    row = example_row(record, prepared, key=key, sha256=receipt.sha256)
     return {"row": row, "facts": partial_fingerprint(sample)}
 
 

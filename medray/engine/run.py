@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pyarrow as pa
 
 import medray
 from medray import storage
@@ -141,6 +143,13 @@ class Run:
     def state(self, *names: str) -> str:
         """Return a URI below the run's own state folder."""
         return storage.join(self.out, STATE_DIR, *names)
+
+    def write_table(self, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+        """Write rows as a table; columns that a row lacks are null, others are left out."""
+        plain = [{column: row.get(column) for column in schema.names} for row in rows]
+        storage.write_parquet(
+            storage.join(self.out, name), pa.Table.from_pylist(plain, schema=schema)
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:

@@ -7,9 +7,9 @@ from typing import Any
 from medray import storage
 from medray.datasets.record import FileRef, InstanceRef, SeriesRef, SourceTree
 from medray.dicom.header import InstanceHeader
-from medray.engine.index import crawl, unreadable_files
+from medray.engine.index import index_of
 from medray.engine.run import Run
-from medray.engine.series_table import index_shards, is_index, read_series
+from medray.engine.series_table import index_shards, read_series
 
 # Labels and tables; a larger file under a label's name is none.
 _MAX_LABEL_BYTES = 512 << 20
@@ -35,16 +35,10 @@ def read_tree(run: Run, options: TreeOptions, *, quiet: bool) -> SourceTree:
         layout = layout or "datalist"
     folder = root.rpartition("/")[0] if root.endswith(".json") else root
     labels = options.labels or folder
-    if is_index(folder):
-        index_uri = folder
+    index_uri = index_of(run, [folder], quiet=quiet)
+    if index_uri == folder:
         folder = storage.read_json(storage.join(folder, "run.json"))["inputs"][0]
         labels = options.labels or folder
-        for shard in index_shards(index_uri):
-            for row in unreadable_files(index_uri, shard):
-                run.counts.add("rejected", row["reason"])
-    else:
-        index_uri = run.state("index")
-        crawl(run, [folder], index_uri, quiet=quiet, counted=False)
     run.extra["index_uri"] = index_uri
     return SourceTree(
         root=root if root.endswith(".json") else folder,
