@@ -1,16 +1,20 @@
 """The task contract: what a task's folder provides and what engines may rely on. No Ray here."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
+from medray.errors import ConfigError
+from medray.learning import HparamsT, Learning
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Example = dict[str, np.ndarray]
-HparamsT = TypeVar("HparamsT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +47,19 @@ class Recipe(Generic[HparamsT]):
         hparams: the full-size hyperparameters.
         tiny_hparams: the same for two CPU cores and minutes; sizes only, never another path.
         prepare_fields: names of the hyperparameters that change `prepare`'s output.
+        records_fields: names of those that change which examples there are.
         records: lays the files out as examples and rejections.
         prepare: one decoded sample to one example; the same object in prepare, predict, serve.
         class_names: names of the label indices, () where the task has none.
+        classes: names where hyperparameters decide about them, else None.
         lesion_in_each: every case must hold a mask or box (the mask_empty gate).
         phantom: writes a synthetic data set in the task's true public layout.
         phantom_baseline: threshold-and-blob score on that data set, name and value.
         lesion_boxes: boxes mark lesions (the box_whole_image gate).
         prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
+        upstream: parts of a sample (`mask`) that another task's model may make, and the
+            hyperparameter that holds its URI.
+        learning: how the task learns; None where it cannot be trained yet.
     """
 
     name: str
@@ -59,11 +68,42 @@ class Recipe(Generic[HparamsT]):
     hparams: HparamsT
     tiny_hparams: HparamsT
     prepare_fields: tuple[str, ...]
+    records_fields: tuple[str, ...] = ()
     records: Callable[[SourceTree, HparamsT], Iterator[Record | Rejection]]
     prepare: Callable[[Sample, HparamsT], Prepared]
     class_names: tuple[str, ...] = ()
+    classes: Callable[[HparamsT], tuple[str, ...]] | None = None
     lesion_in_each: bool = False
     lesion_boxes: bool = False
     phantom: Callable[..., Mapping[str, Any]]
     phantom_baseline: Callable[[Path], Mapping[str, float]]
     prepare_peak_factor: float = 4.0
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    learning: Learning[HparamsT] | None = None
+
+    @property
+    def data_fields(self) -> tuple[str, ...]:
+        """Names of all hyperparameters that decide about the prepared data."""
+        return (*self.prepare_fields, *self.records_fields, *self.upstream.values())
+
+    def class_names_of(self, hparams: HparamsT) -> tuple[str, ...]:
+        """Return the names of the label indices under these hyperparameters."""
+        return self.classes(hparams) if self.classes else self.class_names
+
+    def tiny(self) -> "Recipe[HparamsT]":
+        """Return the recipe with its small preset."""
+        return replace(self, hparams=self.tiny_hparams)
+
+    def learns(self) -> Learning[HparamsT]:
+        """Return how the task learns.
+
+        Raises:
+            ConfigError: the task has no model yet.
+        """
+        if self.learning is None:
+            raise ConfigError(f"{self.name} cannot be trained yet; it can be prepared")
+        return self.learning
+
+    def model(self, hparams: HparamsT) -> "nn.Module":
+        """Return a fresh network of the task."""
+        return self.learns().model(hparams)

@@ -82,7 +82,7 @@ def prepare(
             rows = _write_tables(run, split, records, done, [*rejected, *refused])
             write_sheet(out, rows)
             if options.export:
-                write_export(out, rows, recipe.class_names, options.export)
+                write_export(out, rows, recipe.class_names_of(hparams), options.export)
         _pass_gates(run, recipe, hparams, rows, options)
         return run.finish()
 
@@ -242,7 +242,7 @@ def _pass_gates(
     """Stop the run where the examples must not be trained on."""
     compat = getattr(hparams, "compat", "none") != "none"
     rules = GateRules(
-        num_classes=len(recipe.class_names) if not recipe.lesion_boxes else 0,
+        num_classes=0 if recipe.lesion_boxes else len(recipe.class_names_of(hparams)),
         lesion_in_each=recipe.lesion_in_each,
         lesion_boxes=recipe.lesion_boxes and not compat,
     )

@@ -1,0 +1,167 @@
+"""How a task learns: the second half of the task contract, in plain torch. No Ray here.
+
+torch itself is imported inside the tasks' functions only, so that `medray info` and the gates
+answer without it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+Row: TypeAlias = dict[str, Any]
+Batch: TypeAlias = "dict[str, Tensor]"
+Outputs: TypeAlias = "Tensor | dict[str, Tensor]"
+HparamsT = TypeVar("HparamsT")
+
+
+class TrainHparams(Protocol):
+    """What the engine itself reads of any task's hyperparameters.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: examples a worker takes at one step.
+        seed: initial weights, order and augmentation.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The validation metric by which the best checkpoint is chosen."""
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+
+    def is_better(self, value: float, than: float | None) -> bool:
+        """Tell whether a finite value beats the best so far; a tie keeps the earlier one."""
+        if not np.isfinite(value):
+            return False
+        if than is None:
+            return True
+        return value > than if self.mode == "max" else value < than
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the learning rate moves from what the optimiser was given.
+
+    Attributes:
+        kind: `constant`; `plateau` (times `factor` after `patience` epochs in which the objective
+            did not improve); `cosine` (to `floor` over all steps); `one_cycle` (per step, up over
+            `warmup_share` of all steps and down); `step` (times `factor` every `every` epochs).
+        warmup_steps: linear start from a thousandth, before any kind.
+    """
+
+    kind: Literal["constant", "plateau", "cosine", "one_cycle", "step"] = "constant"
+    factor: float = 0.1
+    patience: int = 10
+    cooldown: int = 0
+    floor: float = 0.0
+    every: int = 1
+    warmup_share: float = 0.3
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """A parameter of the search space, uniform in its logarithm."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """A parameter of the search space, uniform."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A parameter of the search space, one of a few values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model says of one case, in the terms of the original image.
+
+    Attributes:
+        scores: probability per class; empty where the task has none.
+        label: class index by the operating point, or -1.
+        score: the score that the operating point judges (positive class, lesion, ...).
+        mask: (depth, height, width) uint8 on the original grid, or None.
+        affine_lps: (4, 4) of the mask's grid.
+        volume_ml: of the mask, or None.
+    """
+
+    scores: tuple[float, ...] = ()
+    label: int = -1
+    score: float | None = None
+    mask: np.ndarray | None = None
+    affine_lps: np.ndarray | None = None
+    volume_ml: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning(Generic[HparamsT]):
+    """A task's model, loss and measures; all are module-level functions.
+
+    Shapes: B examples, C classes; a batch holds the stacked arrays of its examples in their compact
+    types under their names, and `label` as int64 (B,).
+
+    Attributes:
+        model: a fresh network; its weights come from torch's global generator.
+        augment: (batch on the model's device, one seed per example) to a batch of the same kind.
+        inputs: (batch) to the network's float32 input.
+        loss_sums: (outputs, batch) to float32 (k,) sums that add over examples and workers.
+        loss_value: (sums) to the loss (); the engine adds sums over all workers first.
+        penalty: (network) to a term of the weights, or None.
+        optimizer: (network) to its optimiser.
+        schedule: how the learning rate moves.
+        probabilities: (outputs) to named float32 tensors with B first: `class` (B, C) and
+            `mask` (B, D, H, W), the foreground's.
+        measure: (probabilities, batch) to one row per example; rows are gathered whole.
+        metrics: (rows, inference) to named numbers, of any set of rows.
+        choose: (validation rows) to the inference parameters, e.g. `{"threshold": 0.4}`.
+        baseline: (rows, training labels) to what a trivial answer would score, same names.
+        objective: names one of `metrics`.
+        decode: (one example's probabilities, its facts, inference) to a Prediction.
+        compare: (Prediction, the example's arrays and facts) to further columns of its row,
+            measured on the original grid; None where the grid is of no matter.
+        search_space: parameter names to what may be tried.
+    """
+
+    model: "Callable[[HparamsT], nn.Module]"
+    augment: "Callable[[Batch, Sequence[int], HparamsT], Batch]"
+    inputs: "Callable[[Batch, HparamsT], Tensor]"
+    loss_sums: "Callable[[Outputs, Batch, HparamsT], Tensor]"
+    loss_value: "Callable[[Tensor, HparamsT], Tensor]"
+    penalty: "Callable[[nn.Module, HparamsT], Tensor] | None" = None
+    optimizer: "Callable[[nn.Module, HparamsT], Optimizer]"
+    schedule: Callable[[HparamsT], Schedule]
+    probabilities: "Callable[[Outputs, HparamsT], dict[str, Tensor]]"
+    measure: "Callable[[dict[str, Tensor], Batch, HparamsT], list[Row]]"
+    metrics: Callable[[Sequence[Row], Mapping[str, Any]], dict[str, float]]
+    choose: Callable[[Sequence[Row]], dict[str, Any]]
+    baseline: Callable[[Sequence[Row], Sequence[int]], dict[str, float]]
+    objective: Objective
+    decode: Callable[
+        [Mapping[str, np.ndarray], Mapping[str, Any], HparamsT, Mapping[str, Any]], Prediction
+    ]
+    compare: (
+        Callable[[Prediction, Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, float]] | None
+    ) = None
+    search_space: Mapping[str, LogUniform | Uniform | Choice] = field(default_factory=dict)
