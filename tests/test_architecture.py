@@ -119,6 +119,8 @@ COMMANDS = {
                 "--json", "--quiet", "--debug"},
     "prepare": {"--data", "--out", "--layout", "--labels", "--set", "--tiny", "--export",
                 "--address", "--json", "--quiet", "--debug"},
+    "train": {"--data", "--out", "--num-workers", "--gpu", "--epochs", "--weights", "--keep", "--set",
+              "--tiny", "--address", "--json", "--quiet", "--debug"},
     "phantom": {"--out", "--patients", "--seed", "--defects", "--size", "--json", "--quiet",
                 "--debug"},
     "bench": {"--out", "--small", "--json", "--quiet", "--debug"},
