@@ -56,12 +56,11 @@ class ExampleTable:
         Raises:
             DataError: checksum_mismatch, or why storage does not give it.
         """
-        import hashlib
-
-        data = storage.read_bytes(self.uris[index])
-        if hashlib.sha256(data).hexdigest() != self.sha256s[index]:
-            raise DataError("checksum_mismatch", f"example {self.keys[index]} has changed bytes")
-        return data
+        try:
+            return storage.read_bytes(self.uris[index], sha256=self.sha256s[index])
+        except DataError as error:
+            detail = f"example {self.keys[index]}: {error.detail}"
+            raise DataError(error.reason, detail) from error
 
 
 def example_table(

@@ -21,7 +21,7 @@ class TrainOptions:
         ema_decay: of an exponential moving average of the weights, which is then what is
             validated and kept; 0 is off.
         clip_norm: largest norm of the gradient; 0 is off.
-        patience: epochs without a better objective after which training stops; 0 is off.
+        early_stop: epochs without a better objective after which training stops; 0 is off.
         sync_norm: batch norms take their statistics over all GPU workers.
         shuffle_labels: canary: the labels are dealt out anew, so nothing should be learned.
         max_failures: lost workers that are survived, from the last checkpoint on.
@@ -34,7 +34,7 @@ class TrainOptions:
     accumulate: int = 1
     ema_decay: float = 0.0
     clip_norm: float = 0.0
-    patience: int = 0
+    early_stop: int = 0
     sync_norm: bool = True
     shuffle_labels: bool = False
     max_failures: int = 3
@@ -44,8 +44,8 @@ class TrainOptions:
             raise ValueError(f"accumulate must be >= 1, got {self.accumulate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.clip_norm < 0 or self.patience < 0 or self.max_failures < 0:
-            raise ValueError("clip_norm, patience and max_failures must be >= 0")
+        if self.clip_norm < 0 or self.early_stop < 0 or self.max_failures < 0:
+            raise ValueError("clip_norm, early_stop and max_failures must be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,7 +89,7 @@ class Rank:
 
     def is_over(self) -> bool:
         """Tell whether all epochs are done or nothing has become better for too long."""
-        patience = self.job.options.patience
+        patience = self.job.options.early_stop
         return bool(self.epoch >= self.job.hparams.epochs or (patience and self.stale >= patience))
 
     def run_epoch(self) -> None:
