@@ -42,6 +42,7 @@ for verb in (
     data.convert,
     data.prepare,
     models.train,
+    models.evaluate,
     models.info,
     data.phantom,
     trials.bench,

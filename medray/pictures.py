@@ -68,7 +68,7 @@ def _outline(inside: np.ndarray) -> np.ndarray:
     for axis in (0, 1):
         for step in (-1, 1):
             core &= np.roll(inside, step, axis=axis)
-    return inside & ~core
+    return np.asarray(inside & ~core)
 
 
 def example_plane(image: np.ndarray) -> np.ndarray:

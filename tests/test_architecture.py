@@ -121,6 +121,8 @@ COMMANDS = {
                 "--address", "--json", "--quiet", "--debug"},
     "train": {"--data", "--out", "--num-workers", "--gpu", "--epochs", "--weights", "--keep",
               "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
+    "evaluate": {"--data", "--out", "--split", "--gpu", "--address", "--json", "--quiet",
+                 "--debug"},
     "phantom": {"--out", "--patients", "--seed", "--defects", "--size", "--json", "--quiet",
                 "--debug"},
     "bench": {"--out", "--small", "--json", "--quiet", "--debug"},

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,7 @@ def _item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
             "sha256": row["sha256"],
             "label": row["label"],
             "patient_id": row["patient_id"],
+            "split": row["split"],
         },
         work_bytes=_CASE_BYTES,
         peak_bytes=_ACTOR_BYTES,
@@ -231,18 +233,16 @@ def _intervals(
     learning = recipe.learns()
     memory: dict[bytes, dict[str, float]] = {}
 
-    def of(drawn: np.ndarray) -> dict[str, float]:
+    def value_of(name: str, drawn: np.ndarray) -> float:
         place = drawn.tobytes()
         if place not in memory:
             memory[place] = learning.metrics([rows[i] for i in drawn], inference)
-        return memory[place]
+        return memory[place][name]
 
     patients = [row["patient_id"] for row in rows]
     found = {}
     for name in names:
-        interval = bootstrap(
-            lambda drawn, name=name: of(drawn)[name], patients, num=_RESAMPLES, seed=_SEED
-        )
+        interval = bootstrap(partial(value_of, name), patients, num=_RESAMPLES, seed=_SEED)
         found[name] = [_known(interval.low), _known(interval.high)]
     return found
 

@@ -23,7 +23,9 @@ STAGE = "evaluate_example"
 class EvaluateActor:
     """Holds the model; Ray Data keeps a few of these and hands them examples."""
 
-    def __init__(self, recipe: Recipe[Any], model: str, device: str, ledger: str, tiles: str) -> None:
+    def __init__(
+        self, recipe: Recipe[Any], model: str, device: str, ledger: str, tiles: str
+    ) -> None:
         self.predictor = Predictor(recipe, model, device=device)
         self.ledger = Ledger(ledger)
         self.tiles = tiles
@@ -49,9 +51,7 @@ class EvaluateActor:
         known = self.ledger.find(payload["work_key"])
         if known is not None:
             return {"record": known}
-        arrays, facts = decode_example(
-            storage.read_bytes(payload["uri"], sha256=payload["sha256"])
-        )
+        arrays, facts = decode_example(storage.read_bytes(payload["uri"], sha256=payload["sha256"]))
         found = self.predictor.probabilities([arrays])[0]
         prediction = self.predictor.decode(found, facts)
         row = self._row(payload, arrays, facts, found, prediction)
@@ -82,6 +82,7 @@ class EvaluateActor:
         return {
             "key": payload["key"],
             "patient_id": payload["patient_id"],
+            "split": payload["split"],
             "label": payload["label"],
             "scores": list(prediction.scores),
             "score": prediction.score,

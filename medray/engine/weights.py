@@ -40,6 +40,19 @@ def read_model_json(uri: str) -> dict[str, Any]:
     return facts
 
 
+def read_checked_weights(uri: str) -> bytes:
+    """Return the weights file of a model package, its hash checked.
+
+    Raises:
+        DataError: model_missing or model_hash_mismatch.
+    """
+    facts = read_model_json(uri)
+    data = storage.read_bytes(storage.join(package_uri(uri), WEIGHTS))
+    if hashlib.sha256(data).hexdigest() != facts.get("weights_sha256"):
+        raise DataError("model_hash_mismatch", f"{WEIGHTS} has changed since the model was written")
+    return data
+
+
 def read_weights(uri: str, *, task: str = "") -> "dict[str, Tensor]":
     """Return the tensors of a model package or of one .safetensors file.
 
@@ -58,14 +71,10 @@ def read_weights(uri: str, *, task: str = "") -> "dict[str, Tensor]":
     if is_file:
         data = storage.read_bytes(uri)
     else:
-        facts = read_model_json(uri)
-        if task and facts.get("task") != task:
-            raise ConfigError(f"{uri} is a model of {facts.get('task')}, not of {task}")
-        data = storage.read_bytes(storage.join(package_uri(uri), WEIGHTS))
-        if hashlib.sha256(data).hexdigest() != facts.get("weights_sha256"):
-            raise DataError(
-                "model_hash_mismatch", f"{WEIGHTS} has changed since the model was written"
-            )
+        found = read_model_json(uri).get("task")
+        if task and found != task:
+            raise ConfigError(f"{uri} is a model of {found}, not of {task}")
+        data = read_checked_weights(uri)
     try:
         tensors: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError) as error:

@@ -88,13 +88,77 @@ def _training(
     )
 
 
-def info(as_json: AsJson = False) -> None:
-    """Show versions and tasks.
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="model/ or the --out above it.")],
+    data: PreparedUri,
+    out: Out,
+    split: Annotated[str, typer.Option("--split", help="val or test.")] = "test",
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model on a split, with intervals over patients, and write report.html.
+
+    Example: medray evaluate /data/train --data /data/prepared --split test --out /data/report
+    """
+    from medray.engine.prepared import open_prepared
+    from medray.engine.weights import read_model_json
+    from medray.tasks import get_recipe
+
+    if split not in {"val", "test"}:
+        raise ConfigError(f"--split must be val or test, got {split!r}")
+    recipe = get_recipe(str(read_model_json(model).get("task")))
+    prepared = open_prepared(data, recipe)
+
+    def action() -> dict[str, Any]:
+        from medray.engine.evaluate import EvaluateRequest
+        from medray.engine.evaluate import evaluate as run_evaluate
+
+        request = EvaluateRequest(
+            recipe=recipe, model=model, prepared=prepared, split=split, use_gpu=gpu
+        )
+        return run_evaluate(request, out, quiet=quiet)
+
+    summary = with_ray(action, address=address, debug=debug)
+    if not quiet:
+        _print_metrics(out)
+    conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _print_metrics(out: str) -> None:
+    """Show each metric with its interval, the baseline beside."""
+    from medray import storage
+
+    report = storage.read_json(storage.join(out, "report.json"))
+    typer.echo(f"{report['split']}: {report['num_cases']} cases, {report['num_patients']} patients")
+    for name, found in report["metrics"].items():
+        low, high = found["ci95"]
+        beside = report["baseline"].get(name)
+        typer.echo(
+            f"  {name:<24}{_shown(found['value'])}  ({_shown(low)} to {_shown(high)})"
+            + (f"  baseline {_shown(beside)}" if beside is not None else "")
+        )
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def info(
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="Show a model's card.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show versions and tasks, or a model.
 
     Example: medray info --json
     """
     from medray.tasks import TASKS
 
+    if model:
+        _show_model(model, as_json=as_json)
+        return
     facts = {"version": medray.__version__, "python": sys.version.split()[0], "tasks": list(TASKS)}
     if as_json:
         typer.echo(json.dumps(facts, sort_keys=True))
@@ -102,3 +166,16 @@ def info(as_json: AsJson = False) -> None:
     typer.echo(f"medray {facts['version']}, Python {facts['python']}")
     for name in TASKS:
         typer.echo(f"  {name}")
+
+
+def _show_model(uri: str, *, as_json: bool) -> None:
+    """Show a model's card, or model.json; its weights are checked by hash."""
+    from medray import storage
+    from medray.engine.weights import package_uri, read_checked_weights
+
+    where = package_uri(uri)
+    read_checked_weights(uri)
+    if as_json:
+        typer.echo(json.dumps(storage.read_json(storage.join(where, "model.json")), sort_keys=True))
+        return
+    typer.echo(storage.read_bytes(storage.join(where, "README.md")).decode())
