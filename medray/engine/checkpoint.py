@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder that counts only with its complete-marker."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,8 @@ def drop_checkpoints(out: str, keep: Iterable[str]) -> None:
         storage.remove(storage.join(root, name, _MARKER))
         for entry in list(storage.list_files(storage.join(root, name))):
             storage.remove(entry.uri)
+        if storage.is_local(root):
+            shutil.rmtree(storage.normalise(storage.join(root, name)), ignore_errors=True)
 
 
 def pack_optimizer(optimizer: "Optimizer") -> "tuple[dict[str, Tensor], dict[str, Any]]":

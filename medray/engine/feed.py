@@ -10,11 +10,10 @@ import ray.data
 import ray.train
 from ray.data import ExecutionOptions
 
-from medray import storage
 from medray.engine.checkpoint import newest_checkpoint
+from medray.engine.example_table import ExampleTable, reader
 from medray.engine.examples import decode_example
 from medray.engine.order import Order, StreamPlan
-from medray.errors import DataError
 from medray.learning import stack_examples
 
 if TYPE_CHECKING:
@@ -27,83 +26,9 @@ Arrays = dict[str, np.ndarray]
 _READ_CPUS = 0.25
 _BLOCK_BYTES = 32 << 20
 _MAX_STEPS_PER_BLOCK = 16
+_BLOCKS_PER_WORKER = 8
 # For evaluation on the original grid only; never part of a batch.
 _NOT_FOR_BATCHES = "native_"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleTable:
-    """What reading the examples of one split takes.
-
-    Attributes:
-        uris, sha256s, labels, keys, patient_ids: by index.
-        donors: index whose label and mask an example gets; () leaves each its own.
-    """
-
-    uris: tuple[str, ...]
-    sha256s: tuple[str, ...]
-    labels: tuple[int, ...]
-    keys: tuple[str, ...]
-    patient_ids: tuple[str, ...]
-    donors: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.uris)
-
-    def read(self, index: int) -> bytes:
-        """Return the bytes of an example file.
-
-        Raises:
-            DataError: checksum_mismatch, or why storage does not give it.
-        """
-        try:
-            return storage.read_bytes(self.uris[index], sha256=self.sha256s[index])
-        except DataError as error:
-            detail = f"example {self.keys[index]}: {error.detail}"
-            raise DataError(error.reason, detail) from error
-
-
-def example_table(
-    uri: str, rows: Sequence[Mapping[str, Any]], *, shuffle_seed: int = -1
-) -> ExampleTable:
-    """Return the table of a split's rows; with a seed >= 0 the labels are dealt out anew."""
-    donors: tuple[int, ...] = ()
-    if shuffle_seed >= 0:
-        permuted = np.random.default_rng([shuffle_seed, 2]).permutation(len(rows))
-        donors = tuple(int(index) for index in permuted)
-    return ExampleTable(
-        uris=tuple(storage.join(uri, str(row["uri"])) for row in rows),
-        sha256s=tuple(str(row["sha256"]) for row in rows),
-        labels=tuple(int(row["label"]) for row in rows),
-        keys=tuple(str(row["key"]) for row in rows),
-        patient_ids=tuple(str(row["patient_id"]) for row in rows),
-        donors=donors,
-    )
-
-
-def _reader(
-    table: ExampleTable, place: Callable[[int], tuple[int, int, int]]
-) -> Callable[[pa.Table], pa.Table]:
-    """Return what a Ray Data task does with row numbers: it reads the files they stand for."""
-
-    def read_examples(rows: pa.Table) -> pa.Table:
-        places = [place(row) for row in rows["id"].to_pylist()]
-        donors = [table.donors[index] if table.donors else -1 for *_, index in places]
-        return pa.table(
-            {
-                "epoch": pa.array([epoch for epoch, _, _ in places], pa.int64()),
-                "position": pa.array([position for _, position, _ in places], pa.int64()),
-                "index": pa.array([index for *_, index in places], pa.int64()),
-                # 64-bit offsets: a block of volumes may pass 2 GiB
-                "data": pa.array([table.read(index) for *_, index in places], pa.large_binary()),
-                "donor": pa.array(
-                    [table.read(index) if index >= 0 else b"" for index in donors],
-                    pa.large_binary(),
-                ),
-            }
-        )
-
-    return read_examples
 
 
 def _dataset(
@@ -115,18 +40,25 @@ def _dataset(
 ) -> ray.data.Dataset:
     rows = ray.data.range(num_blocks * rows_per_block, override_num_blocks=num_blocks)
     return rows.map_batches(
-        _reader(table, place), batch_size=None, batch_format="pyarrow", num_cpus=_READ_CPUS
+        reader(table, place), batch_size=None, batch_format="pyarrow", num_cpus=_READ_CPUS
     )
 
 
-def whole_split(table: ExampleTable, *, multiple_of: int = 1) -> ray.data.Dataset:
-    """Return every example once, a row each; padded for an equal split by rows with index -1."""
-    num_rows = -(-len(table) // multiple_of) * multiple_of
+def whole_split(
+    table: ExampleTable, *, example_bytes: int, num_workers: int = 1
+) -> ray.data.Dataset:
+    """Return every example once; what an equal split needs beyond has position -1.
+
+    Blocks are of one size, so that an equal split gives each worker whole blocks.
+    """
+    largest = max(1, _BLOCK_BYTES // max(1, example_bytes))
+    rows_per_block = min(largest, -(-len(table) // (num_workers * _BLOCKS_PER_WORKER)))
+    share = -(-len(table) // (num_workers * rows_per_block))
 
     def place(row: int) -> tuple[int, int, int]:
         return 0, row if row < len(table) else -1, row % len(table)
 
-    return _dataset(table, place, num_blocks=num_rows, rows_per_block=1)
+    return _dataset(table, place, num_blocks=share * num_workers, rows_per_block=rows_per_block)
 
 
 def stream_factory(
@@ -264,7 +196,8 @@ class RankFeed:
         """Read the whole training split once, in parallel over the cluster's CPUs."""
         import torch
 
-        rows = sorted(_rows_of(ray.train.get_dataset_shard("train")), key=lambda row: row.index)
+        rows = [row for row in _rows_of(ray.train.get_dataset_shard("train")) if row.position >= 0]
+        rows.sort(key=lambda row: row.index)
         arrays = [row.arrays for row in rows]
         if self.cache == "device" and self.collate is stack_examples:
             stacked = stack_examples(arrays)

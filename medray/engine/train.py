@@ -17,7 +17,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from medray import storage
 from medray.engine.checkpoint import Checkpoint, name_of, read_checkpoint
-from medray.engine.feed import data_config, example_table, stream_factory, whole_split
+from medray.engine.example_table import example_table
+from medray.engine.feed import data_config, stream_factory, whole_split
 from medray.engine.package import Training, write_package
 from medray.engine.prepared import PreparedData
 from medray.engine.progress import EpochProgress
@@ -189,9 +190,11 @@ def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
             out=job.out,
         )
         if streamed
-        else whole_split(job.tables["train"])
+        else whole_split(job.tables["train"], example_bytes=example_bytes)
     )
-    val = whole_split(job.tables["val"], multiple_of=workers.num_workers)
+    val = whole_split(
+        job.tables["val"], example_bytes=example_bytes, num_workers=workers.num_workers
+    )
     failures: Any = FailureConfig  # typed as its first generation, which lacks the limit
     return TorchTrainer(
         cast("Any", train_rank),

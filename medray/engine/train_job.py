@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medray import storage
-from medray.engine.feed import ExampleTable
+from medray.engine.example_table import ExampleTable
 from medray.engine.order import Order
 from medray.engine.train_options import TrainOptions, Workers
 from medray.errors import MedrayError
