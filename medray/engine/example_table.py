@@ -1,4 +1,4 @@
-"""The examples of a split by index, and how a Ray Data task reads them. No Ray: tasks start fast."""
+"""The examples of a split by index, and how a Ray Data task reads them; light to import."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

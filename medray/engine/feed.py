@@ -38,10 +38,14 @@ def _dataset(
     num_blocks: int,
     rows_per_block: int,
 ) -> ray.data.Dataset:
-    rows = ray.data.range(num_blocks * rows_per_block, override_num_blocks=num_blocks)
-    return rows.map_batches(
-        reader(table, place), batch_size=None, batch_format="pyarrow", num_cpus=_READ_CPUS
-    )
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        rows = ray.data.range(num_blocks * rows_per_block, override_num_blocks=num_blocks)
+        return rows.map_batches(
+            reader(table, place), batch_size=None, batch_format="pyarrow", num_cpus=_READ_CPUS
+        )
 
 
 def whole_split(

@@ -193,7 +193,7 @@ def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
         else whole_split(job.tables["train"], example_bytes=example_bytes)
     )
     val = whole_split(
-        job.tables["val"], example_bytes=example_bytes, num_workers=workers.num_workers
+        job.tables["val"], example_bytes=example_bytes, num_workers=job.order.num_workers
     )
     failures: Any = FailureConfig  # typed as its first generation, which lacks the limit
     return TorchTrainer(
@@ -221,7 +221,7 @@ def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
 def _resources(workers: Workers) -> dict[str, float]:
     """Leave half of the CPUs to Ray Data: workers that hold all of them would wait for ever."""
     cpus = _cluster("CPU") or 1.0
-    wanted = {"CPU": min(1.0, math.floor(100 * cpus / 2 / workers.num_workers) / 100)}
+    wanted = {"CPU": min(1.0, math.floor(100 * cpus / 2 / max(1, workers.num_workers)) / 100)}
     if workers.use_gpu:
         wanted["GPU"] = 1
     return wanted

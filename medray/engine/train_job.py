@@ -50,7 +50,7 @@ class TrainJob:
         return Order(
             num_examples=len(self.tables["train"]),
             batch_size=self.hparams.batch_size,
-            num_workers=self.workers.num_workers,
+            num_workers=max(1, self.workers.num_workers),
             seed=self.hparams.seed,
         )
 

@@ -53,7 +53,8 @@ class Workers:
     """Who trains.
 
     Attributes:
-        num_workers: processes, on any number of nodes.
+        num_workers: processes, on any number of nodes; 0 is Ray Train's local mode, in this
+            process, for tests of the loop.
         use_gpu: one GPU each (nccl), else CPUs (gloo).
     """
 
