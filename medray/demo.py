@@ -8,8 +8,9 @@ from pathlib import Path
 
 from medray import cli
 from medray.engine.cluster import ray_session
+from medray.verbs.options import EXIT_DONE, EXIT_REJECTS
 
-_GOOD_CODES = frozenset({cli.EXIT_DONE, cli.EXIT_REJECTS})
+_GOOD_CODES = frozenset({EXIT_DONE, EXIT_REJECTS})
 _REAL_SERIES = "ct_series/lung_pet_ct_dx_A0001"
 
 
@@ -63,7 +64,7 @@ def _phantom(task: str, out: str, *options: str) -> int:
     """Make a phantom unless an earlier demo left it; its files then count as unchanged."""
     if (Path(out) / "truth.json").exists():
         sys.stdout.write(f"{out} is there already\n")
-        return cli.EXIT_DONE
+        return EXIT_DONE
     return _run("phantom", task, "--out", out, "--patients", "8", *options)
 
 

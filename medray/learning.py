@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, Ty
 
 import numpy as np
 
+from medray.errors import ConfigError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -115,6 +117,22 @@ class Prediction:
     volume_ml: float | None = None
 
 
+def stack_examples(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the examples' arrays stacked by name.
+
+    Raises:
+        ConfigError: arrays of one name have several shapes.
+    """
+    for name in examples[0]:
+        shapes = {example[name].shape for example in examples}
+        if len(shapes) > 1:
+            raise ConfigError(
+                f"examples of several shapes of {name} do not fit into one batch; "
+                "train with --set batch_size=1, or prepare on a grid of one size"
+            )
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning(Generic[HparamsT]):
     """A task's model, loss and measures; all are module-level functions.
@@ -124,6 +142,7 @@ class Learning(Generic[HparamsT]):
 
     Attributes:
         model: a fresh network; its weights come from torch's global generator.
+        collate: arrays of several examples to one batch of arrays, on the CPU.
         augment: (batch on the model's device, one seed per example) to a batch of the same kind.
         inputs: (batch) to the network's float32 input.
         loss_sums: (outputs, batch) to float32 (k,) sums that add over examples and workers.
@@ -145,6 +164,7 @@ class Learning(Generic[HparamsT]):
     """
 
     model: "Callable[[HparamsT], nn.Module]"
+    collate: Callable[[Sequence[Mapping[str, np.ndarray]]], dict[str, np.ndarray]] = stack_examples
     augment: "Callable[[Batch, Sequence[int], HparamsT], Batch]"
     inputs: "Callable[[Batch, HparamsT], Tensor]"
     loss_sums: "Callable[[Outputs, Batch, HparamsT], Tensor]"

@@ -10,6 +10,8 @@ _GAP_PX = 4
 _COLUMNS = 6
 _MASK_COLOUR = np.array([255, 64, 64], dtype=np.float32)
 _BOX_COLOUR = (64, 255, 64)
+_TRUTH_COLOUR = (64, 255, 64)
+_FOUND_COLOUR = (255, 96, 64)
 _SOFT_TISSUE_HU = (-200.0, 300.0)
 _WIDE_HU = (-1000.0, 600.0)
 
@@ -31,6 +33,42 @@ def example_tile(arrays: Mapping[str, np.ndarray], *, size_px: int = _TILE_PX) -
         for box in boxes:
             _draw_box(rgb, box)
     return _fit(rgb.astype(np.uint8), size_px)
+
+
+def compared_tile(
+    arrays: Mapping[str, np.ndarray], found: np.ndarray | None, *, size_px: int = 2 * _TILE_PX
+) -> np.ndarray:
+    """Return (size, size, 3) uint8: the telling slice with the outlines of truth and prediction.
+
+    Args:
+        arrays: an example; `image` (D, H, W), `mask` of the same shape where there is one.
+        found: predicted mask, (D, H, W) bool, or None.
+    """
+    image, truth = arrays["image"], arrays.get("mask")
+    telling = truth if truth is not None and truth.any() else found
+    plane, _ = _telling_plane(image, telling)
+    k = _slice_of(image, telling)
+    rgb = _fit(_grey_or_colour(plane).astype(np.uint8), size_px)
+    for mask, colour in ((truth, _TRUTH_COLOUR), (found, _FOUND_COLOUR)):
+        if mask is not None and mask.ndim == 3 and k < mask.shape[0]:
+            grown = _fit(np.repeat((mask[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), size_px)
+            rgb[_outline(grown[..., 0] > 127)] = colour
+    return rgb
+
+
+def _slice_of(image: np.ndarray, mask: np.ndarray | None) -> int:
+    if mask is not None and mask.any():
+        return int(np.argmax((mask > 0).sum(axis=(1, 2))))
+    return int(image.shape[-3] // 2) if image.ndim >= 3 else 0
+
+
+def _outline(inside: np.ndarray) -> np.ndarray:
+    """Return the pixels of a region that touch its outside."""
+    core = inside.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            core &= np.roll(inside, step, axis=axis)
+    return np.asarray(inside & ~core)
 
 
 def example_plane(image: np.ndarray) -> np.ndarray:

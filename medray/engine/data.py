@@ -57,7 +57,7 @@ def map_items(
     `{"key", "reason", "detail"}`; order is that of completion.
     """
     run = _named(process, settings, name)
-    classes = [(memory, _put(group)) for memory, group in _by_memory(items).items()]
+    classes = [(memory, put_blocks(group)) for memory, group in _by_memory(items).items()]
     yield from _execute(classes, run, num_cpus=num_cpus)
 
 
@@ -65,10 +65,10 @@ def stream_items(
     items: Iterable[Item], process: Process, *, name: str, settings: dict[str, Any], memory: int
 ) -> Iterator[dict[str, Any]]:
     """Do the same for any number of items of one size, never holding all of them in the driver."""
-    yield from _execute([(memory, _put(items))], _named(process, settings, name))
+    yield from _execute([(memory, put_blocks(items))], _named(process, settings, name))
 
 
-def _put(items: Iterable[Item]) -> list[Any]:
+def put_blocks(items: Iterable[Item]) -> list[Any]:
     """Move descriptions of items into the object store, one block a task."""
     return [
         ray.put(

@@ -7,7 +7,7 @@ from typing import Any
 from medray import storage
 from medray.config import unknown_name
 from medray.datasets.fingerprint import merge_fingerprints
-from medray.datasets.gates import GateRules, find_failures
+from medray.datasets.gates import find_failures
 from medray.datasets.record import Record, Rejection
 from medray.datasets.record_json import record_to_json
 from medray.datasets.split import SplitOptions, make_split, split_rows
@@ -18,6 +18,7 @@ from medray.engine.exports import EXPORTS, write_export, write_sheet
 from medray.engine.index import index_rows_of_rejected, require_sources
 from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.prepare_task import prepare_example
+from medray.engine.prepared import gate_rules
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, SPLIT
@@ -70,12 +71,16 @@ def prepare(
         ConfigError: wrong options, an unknown layout, or an output of another run.
         GateError: the examples must not be trained on; all tables are written all the same.
     """
-    parameters = {**asdict(hparams), **asdict(split), **asdict(options)}
+    # Hyperparameters of training alone may change without a new prepare.
+    chosen = {name: getattr(hparams, name) for name in recipe.data_fields}
+    parameters = {**chosen, **asdict(split), **asdict(options)}
     inputs = tuple(uri for uri in (options.data, options.labels) if uri)
     require_sources(inputs)
     with Run(
         verb="prepare", task=recipe.name, out=out, parameters=parameters, inputs=inputs
     ) as run:
+        run.extra["transform_version"] = recipe.transform_version
+        run.extra["class_names"] = list(recipe.class_names_of(hparams))
         records, rejected = _read_layout(run, recipe, hparams, options, quiet=quiet)
         done, refused = _map_records(run, recipe, hparams, records, quiet=quiet)
         with run.stage("tables"):
@@ -240,13 +245,7 @@ def _pass_gates(
     options: PrepareOptions,
 ) -> None:
     """Stop the run where the examples must not be trained on."""
-    compat = getattr(hparams, "compat", "none") != "none"
-    rules = GateRules(
-        num_classes=0 if recipe.lesion_boxes else len(recipe.class_names_of(hparams)),
-        lesion_in_each=recipe.lesion_in_each,
-        lesion_boxes=recipe.lesion_boxes and not compat,
-    )
-    findings = find_failures(rows, rules)
+    findings = find_failures(rows, gate_rules(recipe, hparams))
     run.extra["gates"] = [list(finding) for finding in findings]
     run.extra["gates_mode"] = options.gates
     if findings and options.gates == "on":

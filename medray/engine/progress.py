@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 _REDRAW_S = 0.2
 
@@ -60,3 +61,47 @@ class Progress:
         start = "\r\x1b[K" if self._tty else ""
         sys.stderr.write(f"{start}{line}{end}")
         sys.stderr.flush()
+
+
+class EpochProgress:
+    """The line of a training: epochs, loss, examples/s, the objective, time left."""
+
+    def __init__(self, epochs: int, *, quiet: bool) -> None:
+        self.epochs = epochs
+        self.quiet = quiet
+        self.began = time.monotonic()
+        self._first: float | None = None
+        self._shown = -1
+        self._tty = sys.stderr.isatty()
+
+    def show(self, facts: dict[str, Any]) -> None:
+        """Draw the newest facts: on a terminal each time, else at every tenth of the way."""
+        if self.quiet or not facts:
+            return
+        done = float(facts["epochs"])
+        if self._first is None:
+            # Epochs that an earlier run made cost no time in this one.
+            self._first, self.began = done, time.monotonic()
+        tenth = int(10 * done / self.epochs)
+        if not self._tty and tenth == self._shown:
+            return
+        self._shown = tenth
+        seconds = time.monotonic() - self.began
+        made = done - self._first
+        left = f", {seconds / made * (self.epochs - done):.0f} s left" if made > 0 else ""
+        values = [f"loss {facts['loss']:.4f}"]
+        values += [
+            f"val {name} {value:.3f}"
+            for name, value in facts.get("metrics", {}).items()
+            if value is not None and name in facts.get("shown", ())
+        ]
+        rate = facts.get("examples_per_s")
+        speed = f", {rate:.1f} examples/s" if rate else ""
+        line = f"train: epoch {done:.1f}/{self.epochs}, {', '.join(values)}{speed}{left}"
+        sys.stderr.write(f"\r\x1b[K{line}" if self._tty else f"{line}\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self._tty and not self.quiet and self._shown >= 0:
+            sys.stderr.write("\n")

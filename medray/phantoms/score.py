@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medray.metrics.ranking import auroc
+
 Boxes = Sequence[Sequence[float]]
 
 
@@ -55,10 +57,7 @@ def average_precision(
     return float((envelope * hits).sum() / total)
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Return the probability that a positive outranks a negative; 0.5 if a side is empty."""
-    values, flags = np.asarray(scores, float), np.asarray(positive, bool)
-    if flags.all() or not flags.any():
-        return 0.5
-    gaps = values[flags][:, None] - values[~flags][None, :]
-    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+def best_auroc(features: np.ndarray, positive: np.ndarray) -> float:
+    """Return the best AUROC of a column of (cases, features); chance where a class is missing."""
+    each = [auroc(column, positive) for column in features.T]
+    return 0.5 if np.isnan(each).any() else max(each)

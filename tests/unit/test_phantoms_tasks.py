@@ -219,7 +219,9 @@ def test_scores_are_right_on_small_numbers():
     mask[:2] = True
     assert score.dice(mask, mask.T) == 0.5
     assert score.box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert score.auroc([1, 2, 3], [False, True, True]) == 1
+    columns = np.array([[1, 5], [2, 4], [2, 6]])
+    assert score.best_auroc(columns, np.array([False, True, True])) == 1
+    assert score.best_auroc(columns, np.array([True, True, True])) == 0.5
     found = [[(0.9, (0, 0, 2, 2)), (0.8, (5, 5, 6, 6))], [(0.7, (0, 0, 2, 2))]]
     truth = [[(0, 0, 2, 2)], [(0, 0, 2, 2)]]
     assert score.average_precision(found, truth, 0.5) == pytest.approx((1 + 2 / 3) / 2)

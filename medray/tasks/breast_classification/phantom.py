@@ -56,8 +56,8 @@ def baseline(root: Path) -> dict[str, float]:
     """Return the best AUROC of the bright blobs' number, largest area and brightness."""
     cases = read_truth(root)["cases"]
     features = np.array([_features(root, case) for case in cases])
-    labels = [case["label"] == 1 for case in cases]
-    return {"auroc": max(score.auroc(column.tolist(), labels) for column in features.T)}
+    labels = np.array([case["label"] == 1 for case in cases])
+    return {"auroc": score.best_auroc(features, labels)}
 
 
 def _features(root: Path, case: dict[str, Any]) -> tuple[float, ...]:

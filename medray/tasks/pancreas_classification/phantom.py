@@ -61,8 +61,8 @@ def baseline(root: Path) -> dict[str, float]:
     """
     cases = read_truth(root)["cases"]
     features = np.array([_features(root, case) for case in cases])
-    labels = [case["label"] == 1 for case in cases]
-    return {"auroc": max(score.auroc(column.tolist(), labels) for column in features.T)}
+    labels = np.array([case["label"] == 1 for case in cases])
+    return {"auroc": score.best_auroc(features, labels)}
 
 
 def _features(root: Path, case: dict[str, Any]) -> tuple[float, float]:

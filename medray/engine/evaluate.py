@@ -1,0 +1,260 @@
+"""`medray evaluate`: a model against the truth of one split, with intervals over patients."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from medray import storage
+from medray.engine.data import Item, put_blocks
+from medray.engine.evaluate_page import write_page
+from medray.engine.evaluate_task import EvaluateActor
+from medray.engine.ledger import Ledger, content_key, result_record
+from medray.engine.predictor import model_hparams
+from medray.engine.prepared import PreparedData
+from medray.engine.progress import Progress
+from medray.engine.run import Run
+from medray.engine.schemas import REJECTED
+from medray.engine.weights import read_model_json
+from medray.errors import ConfigError
+from medray.learning import Row
+from medray.metrics.bootstrap import bootstrap
+from medray.recipe import Recipe
+
+_RESAMPLES = 1000
+_SEED = 0
+# A model, its activations and one case on its original grid.
+_ACTOR_BYTES = 2 << 30
+_MAX_ACTORS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateRequest:
+    """What the user asked for, checked already.
+
+    Attributes:
+        recipe: of the model's task.
+        model: URI of the package.
+        prepared: data set with the truth.
+        split: `val` or `test`.
+        use_gpu: one GPU an actor.
+    """
+
+    recipe: Recipe[Any]
+    model: str
+    prepared: PreparedData
+    split: str
+    use_gpu: bool = False
+
+
+def evaluate(request: EvaluateRequest, out: str, *, quiet: bool = False) -> dict[str, Any]:
+    """Evaluate into `out`; needs a running `ray_session`.
+
+    Returns:
+        The content of run.json; the numbers are in report.json too.
+
+    Raises:
+        ConfigError: another task or version, or an empty split.
+        DataError: model_missing or model_hash_mismatch.
+    """
+    recipe, prepared = request.recipe, request.prepared
+    facts = read_model_json(request.model)
+    hparams = model_hparams(recipe, facts)
+    _require_same_grid(recipe, hparams, prepared)
+    rows = prepared.split(request.split)
+    if not rows:
+        raise ConfigError(f"the prepared data have no example in split {request.split}")
+    parameters = {
+        "split": request.split,
+        "weights_sha256": facts["weights_sha256"],
+        "inference": facts["inference"],
+        "data_sha256": prepared.sha256,
+    }
+    inputs = (request.model, prepared.uri)
+    with Run(
+        verb="evaluate", task=recipe.name, out=out, parameters=parameters, inputs=inputs
+    ) as run:
+        found, rejected = _measure(run, request, facts, rows, quiet=quiet)
+        run.write_table("rejected.parquet", rejected, REJECTED)
+        if not found:
+            run.finish("failed")
+            raise ConfigError("no example could be evaluated; see rejected.parquet")
+        with run.stage("report"):
+            report = make_report(recipe, request.split, facts, found, prepared)
+            storage.write_json(storage.join(out, "report.json"), report)
+            storage.write_parquet(storage.join(out, "predictions.parquet"), _table(found))
+            write_page(out, run.state("tiles"), report, facts, found, request.model)
+        run.extra["metrics"] = {name: m["value"] for name, m in report["metrics"].items()}
+        return run.finish()
+
+
+def _require_same_grid(recipe: Recipe[Any], hparams: Any, prepared: PreparedData) -> None:
+    """Refuse data that were prepared otherwise than the model's."""
+    made = prepared.facts["hyperparameters"]
+    for name in recipe.data_fields:
+        mine = json.loads(json.dumps(getattr(hparams, name)))
+        if name in made and made[name] != mine:
+            raise ConfigError(
+                f"the data were prepared with {name}={made[name]}, the model needs {mine}"
+            )
+
+
+def _measure(
+    run: Run,
+    request: EvaluateRequest,
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    quiet: bool,
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Measure every example that is not measured yet; return rows and rejects, sorted by key."""
+    ledger = Ledger(run.state("ledger"))
+    known = ledger.read()
+    found: list[Row] = []
+    items = []
+    for row in rows:
+        key = content_key(row["key"], row["sha256"], facts["weights_sha256"], facts["inference"])
+        if key in known:
+            found.append(known[key])
+            run.counts.add("skipped", "already_done")
+        else:
+            items.append(_item(request.prepared.uri, row, key))
+    rejected = []
+    with run.stage("evaluate") as stage, Progress("evaluate", len(items), quiet=quiet) as bar:
+        for result in _results(run, request, items, ledger.uri):
+            cost = result["cost"]
+            stage.saw(peak_memory_bytes=cost["peak_memory_bytes"])
+            run.counts.add("rejected" if result["reason"] else "done", result["reason"])
+            bar.advance(rejected=bool(result["reason"]))
+            if result["reason"]:
+                rejected.append({**result, "stage": "evaluate", "uri": "", "series_uid": ""})
+            else:
+                found.append(result_record(result))
+    by_key = sorted(found, key=lambda row: str(row["key"]))
+    return by_key, sorted(rejected, key=lambda row: str(row["key"]))
+
+
+def _item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
+    return Item(
+        key=row["key"],
+        payload={
+            "key": row["key"],
+            "work_key": work_key,
+            "uri": storage.join(uri, row["uri"]),
+            "sha256": row["sha256"],
+            "label": row["label"],
+            "patient_id": row["patient_id"],
+            "split": row["split"],
+        },
+        work_bytes=_CASE_BYTES,
+        peak_bytes=_ACTOR_BYTES,
+    )
+
+
+# One case a block: the model is loaded already, and cases are slow.
+_CASE_BYTES = 24 << 20
+
+
+def _results(
+    run: Run, request: EvaluateRequest, items: Sequence[Item], ledger: str
+) -> Iterator[dict[str, Any]]:
+    """Run the items on a pool of actors that each load the model once."""
+    if not items:
+        return
+    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+    size = max(1, min(_MAX_ACTORS, cpus - 1, len(items)))
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_arrow_refs(put_blocks(items)).map_batches(
+            EvaluateActor,
+            fn_constructor_kwargs={
+                "recipe": request.recipe,
+                "model": request.model,
+                "device": "cuda" if request.use_gpu else "cpu",
+                "ledger": ledger,
+                "tiles": run.state("tiles"),
+            },
+            compute=ray.data.ActorPoolStrategy(size=size),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            num_gpus=1 if request.use_gpu else 0,
+        )
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            table: Any = batch
+            for text in table.column("result").to_pylist():
+                yield json.loads(text)
+
+
+def make_report(
+    recipe: Recipe[Any],
+    split: str,
+    facts: Mapping[str, Any],
+    rows: Sequence[Row],
+    prepared: PreparedData,
+) -> dict[str, Any]:
+    """Return report.json: each metric with its interval over patients, a baseline beside."""
+    learning = recipe.learns()
+    inference = facts["inference"]
+    values = learning.metrics(rows, inference)
+    intervals = _intervals(recipe, rows, inference, list(values))
+    training_labels = [int(row["label"]) for row in prepared.split("train")]
+    baseline = learning.baseline(rows, training_labels)
+    patients = {row["patient_id"] for row in rows}
+    return {
+        "task": recipe.name,
+        "split": split,
+        "num_patients": len(patients),
+        "num_cases": len(rows),
+        "threshold": inference.get("threshold"),
+        "metrics": {
+            name: {"value": _known(value), "ci95": intervals[name], "n": len(rows)}
+            for name, value in sorted(values.items())
+        },
+        "baseline": {name: _known(value) for name, value in sorted(baseline.items())},
+        "bootstrap": {"resamples": _RESAMPLES, "seed": _SEED, "unit": "patient"},
+        "weights_sha256": facts["weights_sha256"],
+        "data_sha256": prepared.sha256,
+    }
+
+
+def _intervals(
+    recipe: Recipe[Any], rows: Sequence[Row], inference: Mapping[str, Any], names: list[str]
+) -> dict[str, list[float | None]]:
+    """Return 95 % intervals of all metrics from the same resamples."""
+    learning = recipe.learns()
+    memory: dict[bytes, dict[str, float]] = {}
+
+    def value_of(name: str, drawn: np.ndarray) -> float:
+        place = drawn.tobytes()
+        if place not in memory:
+            memory[place] = learning.metrics([rows[i] for i in drawn], inference)
+        return memory[place][name]
+
+    patients = [row["patient_id"] for row in rows]
+    found = {}
+    for name in names:
+        interval = bootstrap(partial(value_of, name), patients, num=_RESAMPLES, seed=_SEED)
+        found[name] = [_known(interval.low), _known(interval.high)]
+    return found
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    """Return predictions.parquet: plain columns as they are, lists as lists."""
+    names = ["key", "patient_id", "split", "label", "score", "scores", "predicted_label"]
+    others = sorted({name for row in rows for name in row} - set(names))
+    return pa.Table.from_pylist(
+        [{name: row.get(name) for name in [*names, *others]} for row in rows]
+    )

@@ -1,0 +1,104 @@
+"""What an evaluation actor does with one example: predict, measure, draw."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from medray import storage
+from medray.engine.data import run_guarded
+from medray.engine.examples import decode_example
+from medray.engine.ledger import Ledger
+from medray.engine.predictor import Predictor
+from medray.learning import Prediction, Row
+from medray.pictures import compared_tile
+from medray.recipe import Recipe
+
+STAGE = "evaluate_example"
+
+
+class EvaluateActor:
+    """Holds the model; Ray Data keeps a few of these and hands them examples."""
+
+    def __init__(
+        self, recipe: Recipe[Any], model: str, device: str, ledger: str, tiles: str
+    ) -> None:
+        self.predictor = Predictor(recipe, model, device=device)
+        self.ledger = Ledger(ledger)
+        self.tiles = tiles
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Evaluate a block of examples; each result is a JSON text."""
+        import json
+
+        results = [
+            run_guarded(self._one, key, json.loads(text), {}, STAGE)
+            for key, text in zip(
+                table["key"].to_pylist(), table["payload"].to_pylist(), strict=True
+            )
+        ]
+        return pa.table({"result": [json.dumps(result) for result in results]})
+
+    def _one(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluate one example.
+
+        Raises:
+            DataError: checksum_mismatch, model_output_invalid, or what storage says.
+        """
+        known = self.ledger.find(payload["work_key"])
+        if known is not None:
+            return {"record": known}
+        arrays, facts = decode_example(storage.read_bytes(payload["uri"], sha256=payload["sha256"]))
+        found = self.predictor.probabilities([arrays])[0]
+        prediction = self.predictor.decode(found, facts)
+        row = self._row(payload, arrays, facts, found, prediction)
+        self._draw(payload["key"], arrays, found)
+        self.ledger.commit(payload["work_key"], row)
+        return {"record": row}
+
+    def _row(
+        self,
+        payload: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        facts: Mapping[str, Any],
+        found: Mapping[str, np.ndarray],
+        prediction: Prediction,
+    ) -> Row:
+        predictor = self.predictor
+        learning = predictor.recipe.learns()
+        batch = {
+            name: torch.from_numpy(np.ascontiguousarray(array))[None]
+            for name, array in arrays.items()
+            if not name.startswith("native_")
+        }
+        batch["label"] = torch.tensor([payload["label"]])
+        probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}
+        row = learning.measure(probabilities, batch, predictor.hparams)[0]
+        if learning.compare is not None:
+            row.update(learning.compare(prediction, arrays, facts))
+        return {
+            "key": payload["key"],
+            "patient_id": payload["patient_id"],
+            "split": payload["split"],
+            "label": payload["label"],
+            "scores": list(prediction.scores),
+            "score": prediction.score,
+            "predicted_label": prediction.label,
+            "volume_ml": prediction.volume_ml,
+            **row,
+        }
+
+    def _draw(
+        self, key: str, arrays: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]
+    ) -> None:
+        """Keep a small picture: truth and prediction on the telling slice."""
+        from PIL import Image
+
+        threshold = float(self.predictor.inference.get("threshold", 0.5))
+        mask = found["mask"] >= threshold if "mask" in found else None
+        out = io.BytesIO()
+        Image.fromarray(compared_tile(arrays, mask)).save(out, format="PNG")
+        storage.write_atomic(storage.join(self.tiles, f"{key}.png"), out.getvalue())

@@ -1,0 +1,69 @@
+"""What every rank of a training is told; plain values, sent once."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from medray import storage
+from medray.engine.feed import ExampleTable
+from medray.engine.order import Order
+from medray.engine.train_options import TrainOptions, Workers
+from medray.errors import MedrayError
+from medray.recipe import Recipe
+
+_OWNER = ".medray/owner.json"
+
+
+class TrainStoppedError(MedrayError):
+    """The run's --out belongs to a newer run: this rank is an orphan of a killed driver."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """One training.
+
+    Attributes:
+        out: where checkpoints, metrics and the model go.
+        recipe, hparams, options, workers: what is trained, how and by whom.
+        tables: `train` and `val`.
+        cache: `host`, `device` or `none`.
+        weights: URI of weights to start from, or empty.
+        keep_all: keep every checkpoint, not the best and the last alone.
+        token: names the driver's run; a rank whose token is not the owner's any more stops.
+        board: handle of the actor that shows progress, or None.
+    """
+
+    out: str
+    recipe: Recipe[Any]
+    hparams: Any
+    options: TrainOptions
+    workers: Workers
+    tables: dict[str, ExampleTable] = field(repr=False)
+    cache: str
+    weights: str = ""
+    keep_all: bool = False
+    token: str = ""
+    board: Any = None
+
+    @property
+    def order(self) -> Order:
+        """Return which example goes where."""
+        return Order(
+            num_examples=len(self.tables["train"]),
+            batch_size=self.hparams.batch_size,
+            num_workers=self.workers.num_workers,
+            seed=self.hparams.seed,
+        )
+
+    def own(self) -> None:
+        """Say that this run is the one that writes; called by the driver."""
+        storage.write_json(storage.join(self.out, _OWNER), {"token": self.token})
+
+    def require_owner(self) -> None:
+        """Stop a rank whose driver was killed and replaced.
+
+        Raises:
+            TrainStoppedError: another run owns the output now.
+        """
+        owner = storage.read_json(storage.join(self.out, _OWNER))
+        if owner.get("token") != self.token:
+            raise TrainStoppedError("another run has taken over this output")

@@ -1,0 +1,54 @@
+"""Options and endings that the verbs share."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from medray.report import print_summary
+
+EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, EXIT_GATE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+Out = Annotated[str, typer.Option("--out", help="Output folder or URI (s3://...).")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster; default: the job's own, else a local one."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Last line of stdout is the summary as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and Ray's own log.")]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SRC...", help="Folders, files, zips or URIs.")
+]
+Task = Annotated[str, typer.Argument(help="A task of `medray info`.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="name=value of a hyperparameter.")
+]
+Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe's small preset.")]
+
+
+def with_ray(
+    action: Callable[[], dict[str, Any]], *, address: str | None, debug: bool
+) -> dict[str, Any]:
+    """Run an action with Ray."""
+    from medray.engine.cluster import ray_session
+
+    with ray_session(address, debug=debug):
+        return action()
+
+
+def conclude(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> None:
+    """Show a finished run and leave with its exit code."""
+    if not quiet:
+        print_summary(summary, out)
+    if as_json:
+        typer.echo(json.dumps(summary, sort_keys=True))
+    if summary.get("status") == "done_with_rejects":
+        raise typer.Exit(EXIT_REJECTS)
+
+
+def gates_setting(items: Sequence[str]) -> tuple[str, list[str]]:
+    """Take `gates=...` out of the settings; the rest are hyperparameters."""
+    gates = [item.partition("=")[2] for item in items if item.startswith("gates=")]
+    return (gates or ["on"])[-1], [item for item in items if not item.startswith("gates=")]

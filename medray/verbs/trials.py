@@ -1,0 +1,82 @@
+"""Verbs that try medray itself: bench, chaos."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from medray.errors import ConfigError
+from medray.verbs.options import EXIT_INTERNAL, AsJson, Debug, Quiet, with_ray
+
+
+def bench(
+    stage: Annotated[str, typer.Argument(help="index, convert or prepare; default: all.")] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder for bench.json.")] = "bench-out",
+    small: Annotated[bool, typer.Option("--small", help="Fewer files and repeats.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure stages on this machine beside peers in the same run.
+
+    Example: medray bench convert --out /tmp/bench
+    """
+    from medray.engine.bench import STAGES
+    from medray.engine.bench import bench as run_bench
+    from medray.tasks import get_recipe
+
+    if stage and stage not in STAGES:
+        raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(STAGES)}")
+    stages = (stage,) if stage else STAGES
+    recipe = get_recipe(_first_task())
+    summary = with_ray(
+        lambda: run_bench(stages, out, recipe=recipe, small=small), address=None, debug=debug
+    )
+    if not quiet:
+        for row in summary["rows"]:
+            typer.echo(_bench_line(row))
+        typer.echo(f"{out}/bench.json")
+    if as_json:
+        typer.echo(json.dumps(summary, sort_keys=True))
+
+
+def _bench_line(row: dict[str, Any]) -> str:
+    peer = ""
+    if row["peer"]:
+        peer = f"  {row['peer']} {row['peer_median_s']:.4f} s  ratio {row['ratio']:.2f}"
+    note = f"  ({row['note']})" if row["note"] else ""
+    return f"{row['name']}: {row['median_s']:.4f} s{peer}  n={row['n']}{note}"
+
+
+def chaos(
+    stage: Annotated[str, typer.Argument(help="convert or prepare; default: both.")] = "",
+    out: Annotated[str, typer.Option("--out", help="Folder for chaos.json.")] = "chaos-out",
+    kills: Annotated[int, typer.Option(min=1, help="Kills of workers and of drivers, each.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Kill own workers and drivers at random moments and compare the results.
+
+    Example: medray chaos convert --kills 20 --out /tmp/chaos
+    """
+    del debug
+    from medray.engine.chaos import STAGES
+    from medray.engine.chaos import chaos as run_chaos
+
+    if stage and stage not in STAGES:
+        raise ConfigError(f"no chaos run named {stage!r}; choose one of {', '.join(STAGES)}")
+    stages = (stage,) if stage else STAGES
+    summary = run_chaos(stages, out, kills=kills, seed=seed, task=_first_task(), quiet=quiet)
+    if as_json:
+        typer.echo(json.dumps(summary, sort_keys=True))
+    if not summary["passed"]:
+        raise typer.Exit(EXIT_INTERNAL)
+
+
+def _first_task() -> str:
+    """Return the task whose phantom stands for all where one is enough."""
+    from medray.tasks import TASKS
+
+    return next(iter(TASKS))
