@@ -35,6 +35,14 @@ class _Case:
     label: FileRef | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What a folder must hold beside its series."""
+
+    label: bool
+    mask: bool
+
+
 def matches(tree: SourceTree) -> bool:
     """Tell whether folders with a mask file are there."""
     return any(_is_mask(path) for path, _ in label_files(tree))
@@ -45,12 +53,15 @@ def _is_mask(path: str) -> bool:
     return suffix == ".nrrd" or (suffix in {".nii", ".nii.gz"} and stem_of(path) == "segmentation")
 
 
-def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | Rejection]:
-    """Offer one record per folder that has a mask.
+def records(
+    tree: SourceTree, *, with_label: bool = False, with_mask: bool = True
+) -> Iterator[Record | Rejection]:
+    """Offer one record per folder that has a mask, or only a class where no mask is needed.
 
     Args:
         tree: series and label files.
         with_label: the class of the file `label` is needed.
+        with_mask: the mask is needed; else one that lies there is still taken.
     """
     cases: dict[str, _Case] = defaultdict(_Case)
     for path, file in label_files(tree):
@@ -58,13 +69,14 @@ def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | 
             cases[folder_of(path)].masks.append(file)
         elif path.rsplit("/", 1)[-1] == "label":
             cases[folder_of(path)].label = file
+    needs = _Needs(label=with_label, mask=with_mask)
     placed = [(series_folder(tree, series), series) for series in tree.series]
     used: set[str] = set()
     for folder, case in sorted(cases.items()):
         members = [series for where, series in placed if inside(where, folder)]
         members.sort(key=lambda item: item.series_key)
         used.update(item.series_key for item in members)
-        yield from _case_records(tree, folder, case, members, with_label=with_label)
+        yield from _case_records(tree, folder, case, members, needs)
     for series in sorted(tree.series, key=lambda item: item.series_key):
         if series.series_key not in used:
             yield unlabelled_rejection(
@@ -73,14 +85,14 @@ def records(tree: SourceTree, *, with_label: bool = False) -> Iterator[Record | 
 
 
 def _case_records(
-    tree: SourceTree, folder: str, case: _Case, members: Sequence[SeriesRef], *, with_label: bool
+    tree: SourceTree, folder: str, case: _Case, members: Sequence[SeriesRef], needs: _Needs
 ) -> Iterator[Record | Rejection]:
     anchor = case.masks[0] if case.masks else case.label
     assert anchor is not None
     usable = [item for item in members if is_volume(item) and item.modality in _MODALITIES]
     chosen = usable[0] if len(usable) == 1 else None
     try:
-        yield _record(tree, folder, case, _one_volume(members, usable), with_label=with_label)
+        yield _record(tree, folder, case, _one_volume(members, usable), needs)
     except DataError as error:
         yield label_rejection(anchor, error.reason, error.detail)
     for item in members:
@@ -106,21 +118,19 @@ def _one_volume(members: Sequence[SeriesRef], usable: Sequence[SeriesRef]) -> Se
     raise DataError("annotation_unmatched", "the folder of a mask holds no volume")
 
 
-def _record(
-    tree: SourceTree, folder: str, case: _Case, series: SeriesRef, *, with_label: bool
-) -> Record:
-    if not case.masks:
+def _record(tree: SourceTree, folder: str, case: _Case, series: SeriesRef, needs: _Needs) -> Record:
+    if needs.mask and not case.masks:
         raise DataError("no_label", "the folder has no mask file")
     if len(case.masks) > 1:
         raise DataError("annotation_invalid", "the folder has several mask files")
-    label = _read_label(tree, case.label) if with_label else -1
+    label = _read_label(tree, case.label) if needs.label else -1
     return Record(
         name=relative_path(series.instances[0].file.uri, tree.root),
         patient_id=series.patient_id or folder,
         image=series_source(series),
-        strata=str(label) if with_label else "",
+        strata=str(label) if needs.label else "",
         label=label,
-        mask=ImageSource(form="volume_file", files=(case.masks[0],)),
+        mask=ImageSource(form="volume_file", files=(case.masks[0],)) if case.masks else None,
     )
 
 

@@ -1,0 +1,65 @@
+"""What one case says of a predicted mask, kept so that every threshold can be judged later.
+
+A row holds `found_true` and `found_false`: the numbers of foreground and background voxels whose
+probability is at least k / NUM_THRESHOLDS, for each k. A power of two, so that p x NUM_THRESHOLDS
+is exact and the counts are those of comparing voxel by voxel.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medray.metrics import overlap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_THRESHOLDS = 128
+
+
+def voxel_counts(probs: "Tensor", mask: "Tensor") -> list[dict[str, list[int]]]:
+    """Return one row per example.
+
+    Args:
+        probs: (B, D, H, W) float32 probability of the foreground.
+        mask: (B, D, H, W), 0 is background.
+    """
+    bins = (probs * NUM_THRESHOLDS).long().clamp(0, NUM_THRESHOLDS - 1)
+    bins += NUM_THRESHOLDS * (mask != 0).long()
+    rows = []
+    for one in bins:
+        counts = one.flatten().bincount(minlength=2 * NUM_THRESHOLDS).cpu().reshape(2, -1)
+        reached = counts.flip(1).cumsum(1).flip(1).tolist()
+        rows.append({"found_true": reached[1], "found_false": reached[0]})
+    return rows
+
+
+def counts_at(rows: Sequence[Mapping[str, Any]], threshold: float) -> np.ndarray:
+    """Return (cases, 3) [TP, FP, FN] at the nearest threshold kept."""
+    k = min(NUM_THRESHOLDS - 1, max(0, round(threshold * NUM_THRESHOLDS)))
+    table = [(r["found_true"][k], r["found_false"][k], r["found_true"][0]) for r in rows]
+    counts = np.array(table, dtype=np.int64).reshape(-1, 3)
+    counts[:, 2] -= counts[:, 0]
+    return counts
+
+
+def mask_numbers(counts: np.ndarray) -> dict[str, float]:
+    """Return `dice` and `dice_sd` over cases, and pooled `precision`, `recall` and `f1`."""
+    if not len(counts):
+        return dict.fromkeys(("dice", "dice_sd", "precision", "recall", "f1"), float("nan"))
+    each = overlap.dice(counts)
+    return {"dice": float(each.mean()), "dice_sd": float(each.std()), **overlap.pooled(counts)}
+
+
+def best_mask_threshold(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the threshold of the best mean Dice of these cases."""
+    reached = np.array([[r["found_false"], r["found_true"]] for r in rows], dtype=np.int64)
+    histograms = -np.diff(reached, axis=-1, append=0)
+    return overlap.best_threshold(overlap.threshold_curve(histograms))[0]
+
+
+def all_foreground(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return (cases, 3) counts of the trivial answer that calls every voxel foreground."""
+    table = [(r["found_true"][0], r["found_false"][0], 0) for r in rows]
+    return np.array(table, dtype=np.int64).reshape(-1, 3)
