@@ -54,7 +54,9 @@ def write_prepared(
     return out
 
 
-def ball_volume(rng: np.random.Generator, size: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def ball_volume(
+    rng: np.random.Generator, size: int, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return (image int16 HU, mask uint8): noise with one ball of soft tissue in it."""
     center = rng.uniform(radius, size - radius, 3)
     grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), axis=-1)
