@@ -6,7 +6,7 @@ same resamples to every metric. Resamples where the metric is undefined (NaN: on
 left out and counted.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,24 @@ def bootstrap(
     Raises:
         ValueError: no case, `num` below 1, or `level` not within (0, 1).
     """
+    named = bootstrap_named(
+        lambda indices: {"value": values_fn(indices)}, patient_ids, num=num, seed=seed, level=level
+    )
+    return named["value"]
+
+
+def bootstrap_named(
+    values_fn: Callable[[Int64[np.ndarray, "drawn"]], Mapping[str, float]],
+    patient_ids: Sequence[Hashable] | np.ndarray,
+    *,
+    num: int = NUM_RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, Interval]:
+    """Return the intervals of several metrics that are computed together, by their names.
+
+    A name that a resample lacks is undefined there. Arguments and errors are those of `bootstrap`.
+    """
     group_of, num_patients = _groups(patient_ids)
     order = np.argsort(group_of, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(group_of, minlength=num_patients))[:-1])
@@ -64,7 +82,11 @@ def bootstrap(
         for part in _draws(num_patients, num, seed)
         for draw in part
     ]
-    return _percentiles(np.array(values, dtype=np.float64), level)
+    names = {name: None for row in values for name in row}
+    return {
+        name: _percentiles(np.array([row.get(name, np.nan) for row in values], float), level)
+        for name in names
+    }
 
 
 def bootstrap_sums(

@@ -91,6 +91,20 @@ def test_undefined_resamples_are_left_out_and_counted():
     assert interval.high == pytest.approx(np.nanpercentile(seen, 97.5))
 
 
+def test_named_metrics_share_the_resamples():
+    values, patients = RNG.random(30), np.arange(30) // 2
+
+    def both(indices):
+        drawn = values[indices]
+        named = {"mean": drawn.mean()}
+        return {**named, "top": drawn.max()} if drawn[0] > 0.2 else named
+
+    named = bootstrap.bootstrap_named(both, patients, num=200)
+    assert list(named) == ["mean", "top"]
+    assert named["mean"] == bootstrap.bootstrap(lambda i: values[i].mean(), patients, num=200)
+    assert 0 < named["top"].num_undefined < 200
+
+
 def test_nan_values_are_not_in_the_mean():
     values = np.array([1.0, np.nan, 3.0, np.nan])
     interval = bootstrap.bootstrap_mean(values, [0, 1, 2, 3], num=300)
