@@ -12,6 +12,8 @@ os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ.pop("RAY_ADDRESS", None)
+# Threads that spin for one another on busy cores take 10 times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
