@@ -117,6 +117,11 @@ class Prediction:
     volume_ml: float | None = None
 
 
+def mask_threshold(inference: Mapping[str, Any]) -> float:
+    """Return the threshold of a mask: its own where a task also has one for its classes."""
+    return float(inference.get("mask_threshold", inference.get("threshold", 0.5)))
+
+
 def stack_examples(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the examples' arrays stacked by name.
 

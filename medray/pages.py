@@ -29,6 +29,8 @@ h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 14px; }
 h2 { font-size: 1.15rem; margin: 36px 0 12px; }
 .notice { background: var(--warn); color: var(--warn-ink); border-radius: 8px;
   padding: 8px 14px; margin: 0 0 20px; font-weight: 600; }
+.warnings { border: 1px solid currentColor; font-weight: 400; }
+.warnings p { margin: 2px 0; }
 .facts { display: flex; flex-wrap: wrap; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; padding: 6px 14px; margin: 0; column-gap: 36px; }
 .facts div { padding: 6px 0; min-width: 0; }
@@ -123,6 +125,7 @@ class Page:
         model_version: of the model.
         weights_sha256: of its weights.
         facts: further short facts: numbers of cases and patients, threshold.
+        warnings: what a reader must know before the numbers.
         metrics: the metric table.
         figures: drawn figures.
         pictures: grids of pictures.
@@ -136,6 +139,7 @@ class Page:
     model_version: str = ""
     weights_sha256: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
     metrics: Sequence[MetricRow] = ()
     figures: Sequence[Figure] = ()
     pictures: Sequence[Pictures] = ()
@@ -215,10 +219,17 @@ def _header(page: Page) -> str:
     return f"""<header>
 <h1>{html.escape(page.title)}: {html.escape(page.task)}</h1>
 <p class="notice">{NOTICE}</p>
-<dl class="facts">
+{_warnings(page.warnings)}<dl class="facts">
 {chr(10).join(facts)}
 </dl>
 </header>"""
+
+
+def _warnings(warnings: Sequence[str]) -> str:
+    if not warnings:
+        return ""
+    lines = "\n".join(f"<p>{html.escape(line)}</p>" for line in warnings)
+    return f'<div class="notice warnings" role="note">\n{lines}\n</div>\n'
 
 
 def _fact(name: str, value: object, *, kind: str = "") -> str:

@@ -2,18 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 
 from medray import storage
-from medray.engine.data import Item, put_blocks
+from medray.engine.actor_pool import Pool, map_with_actors
+from medray.engine.data import Item
 from medray.engine.evaluate_page import write_page
 from medray.engine.evaluate_task import EvaluateActor
 from medray.engine.ledger import Ledger, content_key, result_record
@@ -22,17 +19,16 @@ from medray.engine.prepared import PreparedData
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED
-from medray.engine.weights import read_model_json
+from medray.engine.weights import read_checked_weights, read_model_json
 from medray.errors import ConfigError
 from medray.learning import Row
-from medray.metrics.bootstrap import bootstrap
+from medray.metrics.bootstrap import bootstrap_named
 from medray.recipe import Recipe
 
 _RESAMPLES = 1000
 _SEED = 0
 # A model, its activations and one case on its original grid.
 _ACTOR_BYTES = 2 << 30
-_MAX_ACTORS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +62,7 @@ def evaluate(request: EvaluateRequest, out: str, *, quiet: bool = False) -> dict
     """
     recipe, prepared = request.recipe, request.prepared
     facts = read_model_json(request.model)
+    read_checked_weights(request.model)
     hparams = model_hparams(recipe, facts)
     _require_same_grid(recipe, hparams, prepared)
     rows = prepared.split(request.split)
@@ -128,7 +125,8 @@ def _measure(
             items.append(_item(request.prepared.uri, row, key))
     rejected = []
     with run.stage("evaluate") as stage, Progress("evaluate", len(items), quiet=quiet) as bar:
-        for result in _results(run, request, items, ledger.uri):
+        pool = Pool(actor=EvaluateActor, settings=_settings(run, request), use_gpu=request.use_gpu)
+        for result in map_with_actors(items, pool):
             cost = result["cost"]
             stage.saw(peak_memory_bytes=cost["peak_memory_bytes"])
             run.counts.add("rejected" if result["reason"] else "done", result["reason"])
@@ -139,6 +137,16 @@ def _measure(
                 found.append(result_record(result))
     by_key = sorted(found, key=lambda row: str(row["key"]))
     return by_key, sorted(rejected, key=lambda row: str(row["key"]))
+
+
+def _settings(run: Run, request: EvaluateRequest) -> dict[str, Any]:
+    return {
+        "recipe": request.recipe,
+        "model": request.model,
+        "device": "cuda" if request.use_gpu else "cpu",
+        "ledger": run.state("ledger"),
+        "tiles": run.state("tiles"),
+    }
 
 
 def _item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
@@ -153,45 +161,9 @@ def _item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
             "patient_id": row["patient_id"],
             "split": row["split"],
         },
-        work_bytes=_CASE_BYTES,
+        work_bytes=1,
         peak_bytes=_ACTOR_BYTES,
     )
-
-
-# One case a block: the model is loaded already, and cases are slow.
-_CASE_BYTES = 24 << 20
-
-
-def _results(
-    run: Run, request: EvaluateRequest, items: Sequence[Item], ledger: str
-) -> Iterator[dict[str, Any]]:
-    """Run the items on a pool of actors that each load the model once."""
-    if not items:
-        return
-    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    size = max(1, min(_MAX_ACTORS, cpus - 1, len(items)))
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        dataset = ray.data.from_arrow_refs(put_blocks(items)).map_batches(
-            EvaluateActor,
-            fn_constructor_kwargs={
-                "recipe": request.recipe,
-                "model": request.model,
-                "device": "cuda" if request.use_gpu else "cpu",
-                "ledger": ledger,
-                "tiles": run.state("tiles"),
-            },
-            compute=ray.data.ActorPoolStrategy(size=size),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=1 if request.use_gpu else 0,
-        )
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            table: Any = batch
-            for text in table.column("result").to_pylist():
-                yield json.loads(text)
 
 
 def make_report(
@@ -205,7 +177,7 @@ def make_report(
     learning = recipe.learns()
     inference = facts["inference"]
     values = learning.metrics(rows, inference)
-    intervals = _intervals(recipe, rows, inference, list(values))
+    intervals = _intervals(recipe, rows, inference)
     training_labels = [int(row["label"]) for row in prepared.split("train")]
     baseline = learning.baseline(rows, training_labels)
     patients = {row["patient_id"] for row in rows}
@@ -227,24 +199,18 @@ def make_report(
 
 
 def _intervals(
-    recipe: Recipe[Any], rows: Sequence[Row], inference: Mapping[str, Any], names: list[str]
+    recipe: Recipe[Any], rows: Sequence[Row], inference: Mapping[str, Any]
 ) -> dict[str, list[float | None]]:
     """Return 95 % intervals of all metrics from the same resamples."""
     learning = recipe.learns()
-    memory: dict[bytes, dict[str, float]] = {}
-
-    def value_of(name: str, drawn: np.ndarray) -> float:
-        place = drawn.tobytes()
-        if place not in memory:
-            memory[place] = learning.metrics([rows[i] for i in drawn], inference)
-        return memory[place][name]
-
     patients = [row["patient_id"] for row in rows]
-    found = {}
-    for name in names:
-        interval = bootstrap(partial(value_of, name), patients, num=_RESAMPLES, seed=_SEED)
-        found[name] = [_known(interval.low), _known(interval.high)]
-    return found
+    found = bootstrap_named(
+        lambda drawn: learning.metrics([rows[i] for i in drawn], inference),
+        patients,
+        num=_RESAMPLES,
+        seed=_SEED,
+    )
+    return {name: [_known(one.low), _known(one.high)] for name, one in found.items()}
 
 
 def _known(value: float) -> float | None:

@@ -13,7 +13,7 @@ from medray.engine.data import run_guarded
 from medray.engine.examples import decode_example
 from medray.engine.ledger import Ledger
 from medray.engine.predictor import Predictor
-from medray.learning import Prediction, Row
+from medray.learning import Prediction, Row, mask_threshold
 from medray.pictures import compared_tile
 from medray.recipe import Recipe
 
@@ -97,7 +97,7 @@ class EvaluateActor:
         """Keep a small picture: truth and prediction on the telling slice."""
         from PIL import Image
 
-        threshold = float(self.predictor.inference.get("threshold", 0.5))
+        threshold = mask_threshold(self.predictor.inference)
         mask = found["mask"] >= threshold if "mask" in found else None
         out = io.BytesIO()
         Image.fromarray(compared_tile(arrays, mask)).save(out, format="PNG")

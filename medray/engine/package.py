@@ -50,6 +50,7 @@ def write_package(out: str, training: Training, checkpoint: Checkpoint) -> dict[
         "options": asdict(training.options),
         "inference": best["inference"],
         "labels": list(recipe.class_names_of(training.hparams)),
+        "objective": recipe.learns().objective.metric,
         "metrics": {f"val/{name}": value for name, value in sorted(best["metrics"].items())},
         "epoch": checkpoint.epoch,
         "data": _data_facts(training.prepared),
@@ -86,7 +87,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "",
         NOTICE,
         "",
-        *_warnings(facts),
+        *[line for item in model_warnings(facts) for line in (f"**{item}**", "")],
         f"- medray {facts['version']}, commit {facts['created_by']['commit'] or 'unknown'}",
         f"- weights sha256 `{facts['weights_sha256']}`",
         f"- trained on {data['num_patients']} patients; examples: {counts}",
@@ -119,17 +120,17 @@ def model_card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _warnings(facts: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know before anything else."""
+def model_warnings(facts: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know before anything else, one sentence each."""
     found = []
     if facts["gates"]["mode"] != "on":
         reasons = ", ".join(sorted({reason for reason, _ in facts["gates"]["found"]})) or "none"
-        found.append(f"**Gates were off while this model was trained (they found: {reasons}).**")
+        found.append(f"Gates were off while this model was trained (they found: {reasons}).")
     if facts["data"]["split"] == "none":
-        found.append("**Trained and validated on the same cases: an overfit check, no estimate.**")
+        found.append("Trained and validated on the same cases: an overfit check, no estimate.")
     if facts["options"]["shuffle_labels"]:
-        found.append("**Canary: trained on shuffled labels, it must not be used.**")
-    return [line for item in found for line in (item, "")]
+        found.append("Canary: trained on shuffled labels, it must not be used.")
+    return found
 
 
 def _number(value: Any) -> str:

@@ -54,9 +54,13 @@ def mask_numbers(counts: np.ndarray) -> dict[str, float]:
 
 def best_mask_threshold(rows: Sequence[Mapping[str, Any]]) -> float:
     """Return the threshold of the best mean Dice of these cases."""
+    return overlap.best_threshold(mask_curve(rows))[0]
+
+
+def mask_curve(rows: Sequence[Mapping[str, Any]]) -> overlap.ThresholdCurve:
+    """Return the scores of these cases at every threshold kept."""
     reached = np.array([[r["found_false"], r["found_true"]] for r in rows], dtype=np.int64)
-    histograms = -np.diff(reached, axis=-1, append=0)
-    return overlap.best_threshold(overlap.threshold_curve(histograms))[0]
+    return overlap.threshold_curve(-np.diff(reached, axis=-1, append=0))
 
 
 def all_foreground(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -87,6 +87,7 @@ def some_page(drawn, text: str = "plain") -> pages.Page:
     return pages.Page(
         task="lung_classification", title=text, split=text, model_version=text,
         weights_sha256="ab" * 32, facts={"Patients": 12, text: text, "Threshold": 0.25},
+        warnings=[f"{text}: gates were off"],
         metrics=[
             pages.MetricRow(name="dice", value=0.81234, ci95=(0.75, 0.9), n=12, baseline=0.5),
             pages.MetricRow(name=text, value=float("nan"), ci95=(float("nan"), 1.0)),
@@ -101,7 +102,14 @@ def some_page(drawn, text: str = "plain") -> pages.Page:
 def test_a_page_shows_what_it_is_given(drawn):
     outline = read(pages.render_page(some_page(drawn)))
     text = " ".join(outline.text)
-    for expected in ("lung_classification", "ab" * 32, "0.8123", "0.7500 to 0.9000", "0.5000"):
+    for expected in (
+        "lung_classification",
+        "ab" * 32,
+        "0.8123",
+        "0.7500 to 0.9000",
+        "0.5000",
+        "plain: gates were off",
+    ):
         assert expected in text
     assert pages.NOTICE == "For research use only. Not a medical device."
     assert text.count(pages.NOTICE) == 2

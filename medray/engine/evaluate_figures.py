@@ -1,0 +1,93 @@
+"""Figures of an evaluation's rows: masks where voxels were counted, classes where scores are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medray.figures import (
+    Figure,
+    bland_altman_figure,
+    confusion_figure,
+    dice_histogram_figure,
+    pr_figure,
+    reliability_figure,
+    roc_figure,
+    threshold_figure,
+    volume_figure,
+)
+from medray.learning import Row, mask_threshold
+from medray.metrics import calibration, classes, mask_rows, overlap, ranking
+
+
+def case_figures(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[Figure]:
+    """Draw what the rows of an evaluation hold.
+
+    Args:
+        rows: one a case.
+        facts: content of model.json: class names and inference parameters.
+    """
+    found = []
+    if is_classified(rows):
+        found += _class_figures(rows, facts["labels"])
+    if rows and "found_true" in rows[0]:
+        found += _mask_figures(rows, mask_threshold(facts["inference"]))
+    return found
+
+
+def is_classified(rows: Sequence[Row]) -> bool:
+    """Tell whether the rows hold a class's truth and scores."""
+    return bool(rows) and all(row["label"] >= 0 and len(row["scores"]) > 1 for row in rows)
+
+
+def case_score(row: Row) -> float:
+    """Return how good a case is, 0 to 1: the true class's score, else its Dice."""
+    if is_classified([row]):
+        return float(row["scores"][row["label"]])
+    if "native_dice" in row:
+        return float(row["native_dice"])
+    return float(overlap.dice(mask_rows.counts_at([row], 0.5))[0]) if "found_true" in row else 0.0
+
+
+def _mask_figures(rows: Sequence[Row], threshold: float) -> list[Figure]:
+    dice = overlap.dice(mask_rows.counts_at(rows, threshold))
+    if "native_dice" in rows[0]:
+        dice = np.array([row["native_dice"] for row in rows])
+    found = [
+        threshold_figure(mask_rows.mask_curve(rows), chosen=threshold),
+        dice_histogram_figure(dice),
+    ]
+    if "native_volume_error_ml" in rows[0]:
+        volumes = np.array([row["volume_ml"] for row in rows], dtype=np.float64)
+        truth = volumes - np.array([row["native_volume_error_ml"] for row in rows])
+        found += [volume_figure(volumes, truth), bland_altman_figure(volumes, truth)]
+    return found
+
+
+def _class_figures(rows: Sequence[Row], names: Sequence[str]) -> list[Figure]:
+    scores = np.clip([row["scores"] for row in rows], 0.0, 1.0).astype(np.float64)
+    labels = np.array([row["label"] for row in rows], dtype=np.int64)
+    said = np.array([row["predicted_label"] for row in rows], dtype=np.int64)
+    matrix = classes.confusion_matrix(labels, said, num_classes=scores.shape[1])
+    two = scores.shape[1] == 2
+    judged = [1] if two else list(range(scores.shape[1]))
+    # A class that nobody or everybody has gives no curve.
+    curves = [one for one in judged if 0 < np.count_nonzero(labels == one) < len(labels)]
+    found = []
+    if curves:
+        prevalence = float(np.mean(labels == 1)) if two else None
+        roc = {names[one]: ranking.roc_curve(scores[:, one], labels == one) for one in curves}
+        pr = {names[one]: ranking.pr_curve(scores[:, one], labels == one) for one in curves}
+        found.append(roc_figure(roc, point=_operating_point(matrix) if two else None))
+        found.append(pr_figure(pr, prevalence=prevalence))
+    if two:
+        curve = calibration.reliability(scores[:, 1], labels == 1)
+    else:
+        curve = calibration.reliability(scores.max(axis=1), scores.argmax(axis=1) == labels)
+    return [*found, reliability_figure(curve), confusion_figure(matrix, names)]
+
+
+def _operating_point(matrix: np.ndarray) -> tuple[float, float]:
+    """Return (1 - specificity, sensitivity) of the decisions of two classes."""
+    recalls = classes.class_recalls(matrix)
+    return float(1 - recalls[0]), float(recalls[1])
