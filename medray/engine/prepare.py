@@ -56,7 +56,7 @@ class PrepareOptions:
             raise ConfigError(f"gates must be on or off, got {self.gates!r}")
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - three say what, two how
     recipe: Recipe[Any],
     hparams: Any,
     split: SplitOptions,

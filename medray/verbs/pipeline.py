@@ -1,6 +1,6 @@
 """The verb that does everything: run."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -56,22 +56,27 @@ def run(
     hparams, split, options = override_many((base, SplitOptions(), TrainOptions()), settings)
     upstream = chosen_upstream(recipe, hparams, get_recipe)
 
-    def action() -> dict[str, Any]:
-        from medray.engine.pipeline import Pipeline, run_pipeline
+    # Before Ray starts: importing Ray Train turns Ray's narration on again.
+    from medray.engine.pipeline import Pipeline, run_pipeline
 
-        plan = Pipeline(
-            recipe=recipe,
-            hparams=hparams,
-            split=split,
-            options=options,
-            workers=Workers(num_workers=num_workers, use_gpu=gpu),
-            data=data,
-            labels=labels,
-            layout=layout,
-            gates=gates,
-            upstream=upstream,
-        )
-        say = (lambda line: None) if quiet else typer.echo
-        return run_pipeline(plan, out, say, quiet=quiet)
+    plan = Pipeline(
+        recipe=recipe,
+        hparams=hparams,
+        split=split,
+        options=options,
+        workers=Workers(num_workers=num_workers, use_gpu=gpu),
+        data=data,
+        labels=labels,
+        layout=layout,
+        gates=gates,
+        upstream=upstream,
+    )
+    say = _silent if quiet else typer.echo
+    summary = with_ray(
+        lambda: run_pipeline(plan, out, say, quiet=quiet), address=address, debug=debug
+    )
+    conclude(summary, out, as_json=as_json, quiet=quiet)
 
-    conclude(with_ray(action, address=address, debug=debug), out, as_json=as_json, quiet=quiet)
+
+def _silent(line: str) -> None:
+    del line

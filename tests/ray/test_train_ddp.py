@@ -138,7 +138,7 @@ def test_a_killed_rank_a_torn_checkpoint_and_a_killed_driver_change_nothing(tmp_
     hurt.start()
     hurt.kill_rank()
     torn = hurt.kill_in_checkpoint()
-    hurt.until(lambda: (hurt.out / "checkpoints" / torn / "COMPLETE.json").exists())
+    hurt.until((hurt.out / "checkpoints" / torn / "COMPLETE.json").exists)
     epochs = hurt.kill_driver()
     assert epochs < 60
     hurt.start()
