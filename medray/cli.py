@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, trials
+from medray.verbs import data, models, pipeline, trials
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -43,6 +43,7 @@ for verb in (
     data.prepare,
     models.train,
     models.evaluate,
+    pipeline.run,
     models.info,
     data.phantom,
     trials.bench,

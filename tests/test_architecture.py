@@ -123,6 +123,8 @@ COMMANDS = {
               "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
     "evaluate": {"--data", "--out", "--split", "--gpu", "--address", "--json", "--quiet",
                  "--debug"},
+    "run": {"--data", "--out", "--layout", "--labels", "--num-workers", "--gpu", "--epochs",
+            "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
     "phantom": {"--out", "--patients", "--seed", "--defects", "--size", "--json", "--quiet",
                 "--debug"},
     "bench": {"--out", "--small", "--json", "--quiet", "--debug"},

@@ -9,7 +9,7 @@ from medray.datasets.record import Record
 from medray.datasets.split import SplitOptions
 from medray.engine.bench_measure import Measure
 from medray.engine.prepare import PrepareOptions, payload_of, prepare
-from medray.engine.prepare_task import prepare_example
+from medray.engine.prepare_task import Transform, prepare_example
 from medray.engine.run import Run
 from medray.engine.source_tree import TreeOptions, read_tree
 from medray.recipe import Recipe
@@ -57,7 +57,7 @@ def _bare(recipe: Recipe[Any], work: Path, data: Path) -> Measure:
         began = time.perf_counter()
         for record in records:
             prepare_example(
-                payload_of(recipe, hparams, record),
+                payload_of(Transform(recipe, hparams), record),
                 recipe=recipe,
                 hparams=hparams,
                 out=out,

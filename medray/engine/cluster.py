@@ -94,6 +94,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # Threads that wait must not spin: on a shared core that costs more than the work.
+    "OMP_WAIT_POLICY": "PASSIVE",
     # pydicom warns by quoting header values; none of them may reach a log.
     "PYTHONWARNINGS": "ignore",
 }
@@ -108,6 +110,8 @@ def _quiet(*, debug: bool) -> None:
     if debug:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Ray's core warns on stderr about actors of Ray Data's own (ray-project/ray#53727).
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

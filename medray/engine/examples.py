@@ -40,18 +40,22 @@ EXAMPLES = pa.schema(
 
 def encode_example(prepared: Prepared, *, key: str) -> bytes:
     """Return the bytes of an example file; equal examples give equal bytes."""
-    facts = {
+    facts = example_facts(prepared, key=key)
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(prepared.arrays.items())}
+    return save(arrays, metadata={_METADATA_KEY: text})
+
+
+def example_facts(prepared: Prepared, *, key: str) -> dict[str, Any]:
+    """Return what an example's file says beside its arrays."""
+    affine = prepared.affine_lps
+    return {
         "key": key,
-        "affine_lps": None
-        if prepared.affine_lps is None
-        else np.ravel(prepared.affine_lps).tolist(),
+        "affine_lps": None if affine is None else np.ravel(affine).tolist(),
         "spacing_mm": list(prepared.spacing_mm),
         "label": prepared.label,
         "meta": dict(prepared.meta),
     }
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(prepared.arrays.items())}
-    return save(arrays, metadata={_METADATA_KEY: text})
 
 
 def decode_example(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -11,6 +11,7 @@ from medray.engine.checkpoint import WEIGHTS, Checkpoint
 from medray.engine.prepared import PreparedData
 from medray.engine.run import package_versions, source_commit
 from medray.engine.train_options import TrainOptions, Workers
+from medray.engine.upstream import pack_upstream
 from medray.engine.weights import MODEL_JSON
 from medray.recipe import Recipe
 
@@ -28,7 +29,6 @@ class Training:
     prepared: PreparedData
     gates: str
     findings: tuple[tuple[str, str], ...] = ()
-    upstream: tuple[dict[str, Any], ...] = ()
 
 
 def write_package(out: str, training: Training, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def write_package(out: str, training: Training, checkpoint: Checkpoint) -> dict[
     best = checkpoint.state["best"]
     recipe = training.recipe
     hparams = asdict(training.hparams)
+    folder = storage.join(out, "model")
     facts = {
         "task": recipe.name,
         "kind": recipe.kind,
@@ -55,12 +56,11 @@ def write_package(out: str, training: Training, checkpoint: Checkpoint) -> dict[
         "data": _data_facts(training.prepared),
         "gates": {"mode": training.gates, "found": [list(item) for item in training.findings]},
         "fingerprint": training.prepared.fingerprint,
-        "upstream": list(training.upstream),
+        "upstream": pack_upstream(folder, training.prepared.facts.get("upstream", [])),
         "version": medray.__version__,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "created_by": {"commit": source_commit(), "versions": package_versions()},
     }
-    folder = storage.join(out, "model")
     storage.write_atomic(storage.join(folder, WEIGHTS), weights)
     storage.write_atomic(storage.join(folder, "README.md"), model_card(facts).encode())
     storage.write_json(storage.join(folder, MODEL_JSON), facts)

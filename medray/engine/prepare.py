@@ -17,16 +17,19 @@ from medray.engine.examples import EXAMPLES
 from medray.engine.exports import EXPORTS, write_export, write_sheet
 from medray.engine.index import index_rows_of_rejected, require_sources
 from medray.engine.ledger import Ledger, content_key, result_record
-from medray.engine.prepare_task import prepare_example
+from medray.engine.prepare_task import Transform, prepare_example
 from medray.engine.prepared import gate_rules
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, SPLIT
 from medray.engine.source_tree import TreeOptions, read_tree
+from medray.engine.upstream import Upstream
 from medray.errors import ConfigError, GateError
 from medray.recipe import Recipe
 
 _BASE_PEAK_BYTES = 512 << 20
+# torch, weights and activations of one model on a CPU
+_UPSTREAM_PEAK_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +56,14 @@ class PrepareOptions:
             raise ConfigError(f"gates must be on or off, got {self.gates!r}")
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - three say what, two how
     recipe: Recipe[Any],
     hparams: Any,
     split: SplitOptions,
     out: str,
     options: PrepareOptions,
     *,
+    upstream: Sequence[Upstream] = (),
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Prepare the examples of a task into `out`; needs a running `ray_session`.
@@ -80,9 +84,11 @@ def prepare(
         verb="prepare", task=recipe.name, out=out, parameters=parameters, inputs=inputs
     ) as run:
         run.extra["transform_version"] = recipe.transform_version
+        run.extra["upstream"] = [model.facts() for model in upstream]
         run.extra["class_names"] = list(recipe.class_names_of(hparams))
         records, rejected = _read_layout(run, recipe, hparams, options, quiet=quiet)
-        done, refused = _map_records(run, recipe, hparams, records, quiet=quiet)
+        transform = Transform(recipe, hparams, tuple(upstream))
+        done, refused = _map_records(run, transform, records, quiet=quiet)
         with run.stage("tables"):
             rows = _write_tables(run, split, records, done, [*rejected, *refused])
             write_sheet(out, rows)
@@ -135,12 +141,12 @@ def _rejected_row(item: Rejection) -> dict[str, Any]:
 
 
 def _map_records(
-    run: Run, recipe: Recipe[Any], hparams: Any, records: Sequence[Record], *, quiet: bool
+    run: Run, transform: Transform, records: Sequence[Record], *, quiet: bool
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Prepare what is not finished yet; return finished and refused records by work key."""
     ledger = Ledger(run.state("ledger"))
     known = ledger.read()
-    keys = {work_key(recipe, hparams, record): record for record in records}
+    keys = {work_key(transform, record): record for record in records}
     settled = {key: known[key] for key in keys if key in known}
     for found in settled.values():
         reason = found["reason"]
@@ -153,13 +159,13 @@ def _map_records(
     for key, record in keys.items():
         if key in settled:
             continue
-        item = _item(key, record, recipe, hparams)
+        item = _item(key, record, transform)
         if limit and item.peak_bytes > limit:
             settled[key] = _too_large(record, key)
             run.counts.add("rejected", "too_large")
         else:
             items.append(item)
-    settings = {"recipe": recipe, "hparams": hparams, "out": run.out, "ledger": ledger.uri}
+    settings = {**_settings(transform), "out": run.out, "ledger": ledger.uri}
     with run.stage("prepare") as stage, Progress("prepare", len(items), quiet=quiet) as bar:
         for result in map_items(items, prepare_example, name="prepare_example", settings=settings):
             found, cost = result_record(result), result["cost"]
@@ -171,30 +177,39 @@ def _map_records(
     return done, [found for found in settled.values() if found["reason"]]
 
 
-def work_key(recipe: Recipe[Any], hparams: Any, record: Record) -> str:
+def _settings(transform: Transform) -> dict[str, Any]:
+    return {
+        "recipe": transform.recipe,
+        "hparams": transform.hparams,
+        "upstream": transform.upstream,
+    }
+
+
+def work_key(transform: Transform, record: Record) -> str:
     """Return what decides about an example before any byte is read."""
-    chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
-    return content_key(recipe.name, recipe.transform_version, chosen, record_to_json(record))
+    return content_key(*transform.identity(), record_to_json(record))
 
 
-def payload_of(recipe: Recipe[Any], hparams: Any, record: Record) -> dict[str, Any]:
+def payload_of(transform: Transform, record: Record) -> dict[str, Any]:
     """Return what a task needs to know of one record."""
     return {
-        "work_key": work_key(recipe, hparams, record),
+        "work_key": work_key(transform, record),
         "uri": record.image.files[0].uri,
         "series_uid": record.image.series_uid,
         "record": record_to_json(record),
     }
 
 
-def _item(key: str, record: Record, recipe: Recipe[Any], hparams: Any) -> Item:
+def _item(key: str, record: Record, transform: Transform) -> Item:
     sources = [record.image, *record.extra_images.values()]
     size = sum(file.bytes for source in sources for file in source.files)
+    decoded = transform.recipe.prepare_peak_factor * 2 * size
+    models = _UPSTREAM_PEAK_BYTES * len(transform.upstream)
     return Item(
         key=key,
-        payload=payload_of(recipe, hparams, record),
+        payload=payload_of(transform, record),
         work_bytes=size,
-        peak_bytes=int(_BASE_PEAK_BYTES + recipe.prepare_peak_factor * 2 * size),
+        peak_bytes=int(_BASE_PEAK_BYTES + decoded + models),
     )
 
 

@@ -1,7 +1,8 @@
 """What a prepare task does with one record: load, transform, write, record. No Ray."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from medray import storage
@@ -12,6 +13,7 @@ from medray.datasets.record_json import record_from_json
 from medray.dicom.decoder import DecodedInstance, PixelDecoder, process_decoder
 from medray.engine.examples import encode_example, example_row
 from medray.engine.ledger import Ledger, content_key
+from medray.engine.upstream import Upstream, with_upstream
 from medray.errors import DataError
 from medray.recipe import Recipe
 
@@ -46,7 +48,13 @@ class CountingReader:
 
 
 def prepare_example(
-    payload: Mapping[str, Any], *, recipe: Recipe[Any], hparams: Any, out: str, ledger: str
+    payload: Mapping[str, Any],
+    *,
+    recipe: Recipe[Any],
+    hparams: Any,
+    out: str,
+    ledger: str,
+    upstream: Sequence[Upstream] = (),
 ) -> dict[str, Any]:
     """Prepare one record and record its end; a refusal of the data is recorded too.
 
@@ -67,7 +75,7 @@ def prepare_example(
     reader = CountingReader(process_decoder())
     record = record_from_json(payload["record"])
     try:
-        found.update(_prepare(record, reader, recipe, hparams, out))
+        found.update(_prepare(record, reader, Transform(recipe, hparams, tuple(upstream)), out))
     except DataError as error:
         if error.reason in _OUR_FAULT:
             raise
@@ -79,24 +87,42 @@ def prepare_example(
     return {"record": found, "cost": {"bytes": reader.num_bytes}}
 
 
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """What turns a sample into an example: the task's own transform and the models before it."""
+
+    recipe: Recipe[Any]
+    hparams: Any
+    upstream: tuple[Upstream, ...] = ()
+
+    def identity(self) -> tuple[Any, ...]:
+        """Return what decides about the output beside the input."""
+        chosen = {name: getattr(self.hparams, name) for name in self.recipe.prepare_fields}
+        hashes = [model.weights_sha256 for model in self.upstream]
+        # Keys of data sets without upstream models stay as they were.
+        return (
+            self.recipe.name,
+            self.recipe.transform_version,
+            chosen,
+            *([hashes] if hashes else []),
+        )
+
+
 def _prepare(
-    record: Record, reader: CountingReader, recipe: Recipe[Any], hparams: Any, out: str
+    record: Record, reader: CountingReader, transform: Transform, out: str
 ) -> dict[str, Any]:
     sample = load_sample(record, reader)
-    prepared = recipe.prepare(sample, hparams)
-    key = example_key(recipe, hparams, record, reader.sha256s)
+    if transform.upstream:
+        sample = with_upstream(sample, transform.upstream)
+    prepared = transform.recipe.prepare(sample, transform.hparams)
+    key = example_key(transform, record, reader.sha256s)
     data = encode_example(prepared, key=key)
     receipt = storage.write_atomic(storage.join(out, "examples", f"{key}.safetensors"), data)
     row = example_row(record, prepared, key=key, sha256=receipt.sha256)
     return {"row": row, "facts": partial_fingerprint(sample)}
 
 
-def example_key(
-    recipe: Recipe[Any], hparams: Any, record: Record, source_sha256s: list[str]
-) -> str:
+def example_key(transform: Transform, record: Record, source_sha256s: list[str]) -> str:
     """Return the key of an example: the bytes read, its labels, the transform and what sets it."""
-    chosen = {name: getattr(hparams, name) for name in recipe.prepare_fields}
     labels = (record.label, record.boxes_xyxy_px, record.box_labels, dict(record.meta))
-    return content_key(
-        recipe.name, recipe.transform_version, chosen, sorted(source_sha256s), labels
-    )
+    return content_key(*transform.identity(), sorted(source_sha256s), labels)

@@ -15,7 +15,8 @@ class TrainOptions:
         cache: where the training split is kept: `host` memory of every worker, `device` memory,
             `none` (streamed from storage at every epoch); `auto` takes `host` where it fits.
         precision: `fp32`, `tf32` or `bf16` (autocast); `auto` is fp32 on a CPU, bf16 on a GPU.
-        channels_last: memory layout of volumes and kernels; pays on a GPU together with compile.
+        channels_last: memory layout of volumes and kernels; `auto` is on for a CPU, and for a GPU
+            together with compile, where alone it costs time.
         compile: whether torch.compile is used.
         accumulate: batches whose gradients are added before one optimiser step.
         ema_decay: of an exponential moving average of the weights, which is then what is
@@ -29,7 +30,7 @@ class TrainOptions:
 
     cache: Cache = "auto"
     precision: Precision = "auto"
-    channels_last: bool = False
+    channels_last: Literal["auto", "on", "off"] = "auto"
     compile: bool = False
     accumulate: int = 1
     ema_decay: float = 0.0

@@ -348,7 +348,10 @@ def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
     cuda = device.type == "cuda"
     if cuda and options.sync_norm and job.workers.num_workers > 1:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    if options.channels_last:
+    channels_last = options.channels_last == "on"
+    if options.channels_last == "auto":
+        channels_last = options.compile or not cuda
+    if channels_last:
         module = module.to(memory_format=torch.channels_last_3d)
     network: nn.Module = ray.train.torch.prepare_model(module)
     module = getattr(network, "module", network) if network is not module else module
@@ -366,5 +369,6 @@ def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
         optimizer=learning.optimizer(module, job.hparams),
         device=device,
         precision=precision,
+        channels_last=channels_last,
         ema=ema,
     )

@@ -70,6 +70,7 @@ class Stepper:
     optimizer: torch.optim.Optimizer
     device: torch.device
     precision: str
+    channels_last: bool = False
     ema: "dict[str, Tensor]" = field(default_factory=dict)
     bad_steps: int = 0
     trained: "dict[str, Tensor]" = field(default_factory=dict)
@@ -77,7 +78,7 @@ class Stepper:
     def forward(self, batch: Batch) -> Outputs:
         """Run the network on a batch, in training or evaluation as it is set."""
         inputs = self.learning.inputs(batch, self.hparams)
-        if self.options.channels_last and inputs.ndim == 5:
+        if self.channels_last and inputs.ndim == 5:
             inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
         with autocast(self.device, self.precision):
             outputs: Outputs = self.network(inputs)

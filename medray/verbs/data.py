@@ -94,6 +94,7 @@ def prepare(
     from medray.datasets.split import SplitOptions
     from medray.engine.prepare import PrepareOptions
     from medray.engine.prepare import prepare as run_prepare
+    from medray.engine.upstream import chosen_upstream
     from medray.tasks import get_recipe
 
     recipe = get_recipe(task)
@@ -101,8 +102,9 @@ def prepare(
     gates, settings = gates_setting(set_ or [])
     options = PrepareOptions(data=data, labels=labels, layout=layout, export=export, gates=gates)
     hparams, split = override_many((base, SplitOptions()), settings)
+    upstream = chosen_upstream(recipe, hparams, get_recipe)
     summary = with_ray(
-        lambda: run_prepare(recipe, hparams, split, out, options, quiet=quiet),
+        lambda: run_prepare(recipe, hparams, split, out, options, upstream=upstream, quiet=quiet),
         address=address,
         debug=debug,
     )

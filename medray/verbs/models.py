@@ -51,15 +51,13 @@ def train(
         raise ConfigError(f"--keep must be best or all, got {keep!r}")
     settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
     training = _training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
+    # Before Ray starts: importing Ray Train turns Ray's narration on again.
+    from medray.engine.train import TrainRequest
+    from medray.engine.train import train as run_train
 
-    def action() -> dict[str, Any]:
-        from medray.engine.train import TrainRequest
-        from medray.engine.train import train as run_train
-
-        request = TrainRequest(training=training, weights=weights, keep=keep)
-        return run_train(request, out, quiet=quiet)
-
-    conclude(with_ray(action, address=address, debug=debug), out, as_json=as_json, quiet=quiet)
+    request = TrainRequest(training=training, weights=weights, keep=keep)
+    summary = with_ray(lambda: run_train(request, out, quiet=quiet), address=address, debug=debug)
+    conclude(summary, out, as_json=as_json, quiet=quiet)
 
 
 def _training(
@@ -112,16 +110,15 @@ def evaluate(
     recipe = get_recipe(str(read_model_json(model).get("task")))
     prepared = open_prepared(data, recipe)
 
-    def action() -> dict[str, Any]:
-        from medray.engine.evaluate import EvaluateRequest
-        from medray.engine.evaluate import evaluate as run_evaluate
+    from medray.engine.evaluate import EvaluateRequest
+    from medray.engine.evaluate import evaluate as run_evaluate
 
-        request = EvaluateRequest(
-            recipe=recipe, model=model, prepared=prepared, split=split, use_gpu=gpu
-        )
-        return run_evaluate(request, out, quiet=quiet)
-
-    summary = with_ray(action, address=address, debug=debug)
+    request = EvaluateRequest(
+        recipe=recipe, model=model, prepared=prepared, split=split, use_gpu=gpu
+    )
+    summary = with_ray(
+        lambda: run_evaluate(request, out, quiet=quiet), address=address, debug=debug
+    )
     if not quiet:
         _print_metrics(out)
     conclude(summary, out, as_json=as_json, quiet=quiet)

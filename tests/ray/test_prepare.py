@@ -83,7 +83,7 @@ def test_a_plain_call_gives_the_same_bits_as_ray_data(prepared):
             if isinstance(r, Record)
         ]
     for record in records[:12]:
-        row = ledger[work_key(recipe, hparams, record)]["row"]
+        row = ledger[work_key(Transform(recipe, hparams), record)]["row"]
         stored, _ = decode_example((root / "out" / row["uri"]).read_bytes())
         direct = recipe.prepare(
             load_sample(record, CountingReader(process_decoder())), hparams

@@ -1,0 +1,82 @@
+"""The verb that does everything: run."""
+
+from typing import Annotated
+
+import typer
+
+from medray.verbs.options import (
+    Address,
+    AsJson,
+    Debug,
+    Out,
+    Quiet,
+    Settings,
+    Task,
+    Tiny,
+    conclude,
+    gates_setting,
+    with_ray,
+)
+
+
+def run(
+    task: Task,
+    data: Annotated[
+        str, typer.Option("--data", help="Folder with images and labels, or a datalist.json.")
+    ],
+    out: Out,
+    layout: Annotated[str, typer.Option(help="Layout of the data; default: detected.")] = "",
+    labels: Annotated[
+        str, typer.Option(help="Where the labels lie; default: beside the images.")
+    ] = "",
+    num_workers: Annotated[int, typer.Option("--num-workers", min=1, help="DDP workers.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    epochs: Annotated[int, typer.Option("--epochs", help="0: the recipe's.")] = 0,
+    set_: Settings = None,
+    tiny: Tiny = False,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Index, prepare, train, evaluate and predict; each stage resumes by itself.
+
+    Example: medray run pancreas_segmentation --data /data/pancreas --out /data/run --tiny
+    """
+    from medray.config import override_many
+    from medray.datasets.split import SplitOptions
+    from medray.engine.train_options import TrainOptions, Workers
+    from medray.engine.upstream import chosen_upstream
+    from medray.tasks import get_recipe
+
+    recipe = get_recipe(task)
+    recipe.learns()
+    gates, settings = gates_setting([*(set_ or []), *([f"epochs={epochs}"] if epochs else [])])
+    base = recipe.tiny_hparams if tiny else recipe.hparams
+    hparams, split, options = override_many((base, SplitOptions(), TrainOptions()), settings)
+    upstream = chosen_upstream(recipe, hparams, get_recipe)
+
+    # Before Ray starts: importing Ray Train turns Ray's narration on again.
+    from medray.engine.pipeline import Pipeline, run_pipeline
+
+    plan = Pipeline(
+        recipe=recipe,
+        hparams=hparams,
+        split=split,
+        options=options,
+        workers=Workers(num_workers=num_workers, use_gpu=gpu),
+        data=data,
+        labels=labels,
+        layout=layout,
+        gates=gates,
+        upstream=upstream,
+    )
+    say = _silent if quiet else typer.echo
+    summary = with_ray(
+        lambda: run_pipeline(plan, out, say, quiet=quiet), address=address, debug=debug
+    )
+    conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _silent(line: str) -> None:
+    del line

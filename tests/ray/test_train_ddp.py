@@ -1,0 +1,148 @@
+"""Ray Train itself: two workers are one with twice the batch, and kills change nothing."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medray.engine.package import Training
+from medray.engine.prepared import open_prepared
+from medray.engine.train import TrainRequest, train
+from medray.engine.train_options import TrainOptions, Workers
+from medray.tasks import get_recipe
+from tests.prepared_data import mask_examples, shape_examples, write_prepared
+from tests.ray import train_kills
+
+pytestmark = pytest.mark.ray
+
+STILL = {"flip": 0.0, "scale": 0.0, "rotate_deg": 0.0}
+
+
+@pytest.fixture(scope="module")
+def ray_with_state() -> Iterator[None]:
+    """A local Ray whose state API can be asked."""
+    import os
+
+    import ray
+
+    from medray.engine.cluster import WORKER_ENVIRONMENT
+
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=256 << 20,
+        include_dashboard=True,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+    )
+    yield
+    ray.shutdown()
+
+
+def _request(
+    task: str, data: Path, num_workers: int, batch_size: int, **changes: Any
+) -> TrainRequest:
+    recipe = get_recipe(task)
+    prepared = open_prepared(str(data), recipe)
+    size = prepared.facts["hyperparameters"]["size"]
+    hparams = dataclasses.replace(
+        recipe.tiny_hparams, size=size, epochs=3, batch_size=batch_size, **STILL, **changes
+    )
+    training = Training(
+        recipe=recipe,
+        hparams=hparams,
+        options=TrainOptions(cache="none"),
+        workers=Workers(num_workers=num_workers),
+        prepared=prepared,
+        gates="on",
+    )
+    return TrainRequest(training=training)
+
+
+def _losses(out: Path) -> list[tuple[str, str, float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(r["split"], r["name"], r["value"]) for r in rows if r["name"] == "loss"]
+
+
+CASES = {
+    "pancreas_segmentation": {"network": "g1", "loss": "weighted_dice", "lr": 1e-3},
+    "lung_classification": {"norm": "instance", "dropout": 0.0, "jitter": 0.0, "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("task", CASES)
+def test_two_workers_are_one_with_twice_the_batch(
+    ray_with_state: None, task: str, tmp_path: Path
+) -> None:
+    """The same loss curve to 1e-5, streamed by Ray Data in an order that every run repeats.
+
+    Five examples over two workers: an equal split would lose one, the padded order does not.
+    """
+    recipe = get_recipe(task)
+    hparams = dataclasses.replace(recipe.tiny_hparams, size=16)
+    if task == "pancreas_segmentation":
+        examples = {s: mask_examples(n, size=16, seed=n) for s, n in (("train", 5), ("val", 3))}
+    else:
+        examples = {
+            s: shape_examples(n, size=16, num_classes=3, seed=n)
+            for s, n in (("train", 5), ("val", 3))
+        }
+    data = write_prepared(tmp_path / "data", recipe, hparams, examples)
+    train(_request(task, data, 0, 2, **CASES[task]), str(tmp_path / "one"), quiet=True)
+    train(_request(task, data, 2, 1, **CASES[task]), str(tmp_path / "two"), quiet=True)
+    one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
+    assert [row[:2] for row in one] == [row[:2] for row in two]
+    assert [row[2] for row in two] == pytest.approx([row[2] for row in one], abs=1e-5)
+    assert one[0][2] != one[-2][2], "nothing was learned, so nothing was compared"
+    _ranks_were_their_own_processes()
+
+
+def _ranks_were_their_own_processes() -> None:
+    import os
+
+    import ray
+    from ray.util.state import list_actors, list_tasks
+
+    address = ray.get_runtime_context().gcs_address
+    ranks = [a for a in list_actors(address=address, limit=500) if "RayTrainWorker" in a.class_name]
+    assert len({actor.pid for actor in ranks}) >= 2
+    assert os.getpid() not in {actor.pid for actor in ranks}
+    readers = [
+        t for t in list_tasks(address=address, limit=1000, detail=True) if "read_examples" in t.name
+    ]
+    assert readers
+    assert os.getpid() not in {task.worker_pid for task in readers}
+
+
+@pytest.mark.chaos
+def test_a_killed_rank_a_torn_checkpoint_and_a_killed_driver_change_nothing(tmp_path: Path) -> None:
+    """Three kills in one training; the weights are those of a run that nobody disturbed."""
+    recipe = get_recipe("lung_classification")
+    hparams = dataclasses.replace(recipe.tiny_hparams, size=16)
+    examples = {
+        "train": shape_examples(8, size=16, num_classes=3, seed=0),
+        "val": shape_examples(4, size=16, num_classes=3, seed=1),
+    }
+    data = write_prepared(tmp_path / "data", recipe, hparams, examples)
+    arguments = ["lung_classification", "--tiny", "--data", str(data), "--epochs", "60"]
+    arguments += ["--set", "batch_size=2", "--set", "filters=16,64"]
+    clean = train_kills.Training(arguments, tmp_path / "clean")
+    clean.start()
+    assert clean.wait() == 0
+    hurt = train_kills.Training(arguments, tmp_path / "hurt")
+    hurt.start()
+    hurt.kill_rank()
+    torn = hurt.kill_in_checkpoint()
+    hurt.until((hurt.out / "checkpoints" / torn / "COMPLETE.json").exists)
+    epochs = hurt.kill_driver()
+    assert epochs < 60
+    hurt.start()
+    assert hurt.wait() == 0
+    assert train_kills.weights_sha256(hurt.out) == train_kills.weights_sha256(clean.out)
+    assert _losses(hurt.out) == _losses(clean.out)
+    assert not list(hurt.out.rglob("*.tmp*"))
