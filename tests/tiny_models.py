@@ -49,9 +49,14 @@ def fresh_package(
     hparams: Any,
     examples: dict[str, list[Prepared]],
     inference: dict[str, Any],
+    **facts: Any,
 ) -> str:
-    """Write the package of an untrained network and return the URI of its run."""
-    data = write_prepared(out / "data", recipe, hparams, examples)
+    """Write the package of an untrained network and return the URI of its run.
+
+    Args:
+        facts: of the run.json of its prepared data, e.g. `upstream`.
+    """
+    data = write_prepared(out / "data", recipe, hparams, examples, **facts)
     torch.manual_seed(0)
     weights = save(recipe.model(hparams).state_dict())
     best = {"inference": inference, "metrics": {}, "value": None, "epoch": 1}

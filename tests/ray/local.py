@@ -1,8 +1,14 @@
-"""A local Ray that also tells what ran where."""
+"""A local Ray that also tells what ran where, and pools of actors without Ray."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import pyarrow as pa
 import pytest
+
+from medray.engine.actor_pool import Pool
+from medray.engine.data import Item
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +29,12 @@ def ray_with_state() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+def answers_in_process(items: Sequence[Item], pool: Pool) -> Iterator[dict[str, Any]]:
+    """Call the same actor in this process: an actor of Ray takes seconds to import torch."""
+    if items:
+        actor = pool.actor(**pool.settings)
+        for item in items:
+            payload = pa.table({"key": [item.key], "payload": [json.dumps(item.payload)]})
+            yield json.loads(actor(payload)["result"][0].as_py())

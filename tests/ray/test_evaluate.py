@@ -7,19 +7,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from medray.engine import evaluate as engine
-from medray.engine.actor_pool import Pool
-from medray.engine.data import Item
 from medray.engine.evaluate import EvaluateRequest, evaluate
 from medray.engine.examples import decode_example
 from medray.engine.predictor import Predictor
@@ -27,7 +23,7 @@ from medray.engine.prepared import open_prepared
 from medray.errors import ConfigError, DataError
 from medray.recipe import Recipe
 from tests.prepared_data import mask_examples, shape_examples, write_prepared
-from tests.ray.local import ray_with_state
+from tests.ray.local import answers_in_process, ray_with_state
 from tests.tiny_models import tiny, train_tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_with_state")]
@@ -90,16 +86,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call the same actor in this process: an actor of Ray takes seconds to import torch."""
-
-    def run(items: list[Item], pool: Pool) -> Iterator[dict[str, Any]]:
-        if items:
-            actor = pool.actor(**pool.settings)
-            for item in items:
-                payload = pa.table({"key": [item.key], "payload": [json.dumps(item.payload)]})
-                yield json.loads(actor(payload)["result"][0].as_py())
-
-    monkeypatch.setattr(engine, "map_with_actors", run)
+    monkeypatch.setattr(engine, "map_with_actors", answers_in_process)
 
 
 @pytest.fixture(scope="module")
