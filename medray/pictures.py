@@ -56,10 +56,12 @@ def compared_tile(
     plane, _ = _telling_plane(image, telling)
     k = _slice_of(image, telling)
     rgb = _fit(_grey_or_colour(plane).astype(np.uint8), size_px)
-    for mask, colour in ((truth, _TRUTH_COLOUR), (found, _FOUND_COLOUR)):
+    # The truth is drawn broad below the prediction, so that both are seen where they agree.
+    thin = max(1, size_px // _TILE_PX)
+    for mask, colour, width in ((truth, _TRUTH_COLOUR, 3 * thin), (found, _FOUND_COLOUR, thin)):
         if mask is not None and mask.ndim == 3 and k < mask.shape[0]:
             grown = _fit(np.repeat((mask[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), size_px)
-            rgb[_outline(grown[..., 0] > 127)] = colour
+            rgb[_outline(grown[..., 0] > 127, width)] = colour
     return rgb
 
 
@@ -69,12 +71,15 @@ def _slice_of(image: np.ndarray, mask: np.ndarray | None) -> int:
     return int(image.shape[-3] // 2) if image.ndim >= 3 else 0
 
 
-def _outline(inside: np.ndarray) -> np.ndarray:
-    """Return the pixels of a region that touch its outside."""
-    core = inside.copy()
-    for axis in (0, 1):
-        for step in (-1, 1):
-            core &= np.roll(inside, step, axis=axis)
+def _outline(inside: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of a region that lie at most `width` from its outside."""
+    core = inside
+    for _ in range(width):
+        wider = core
+        for axis in (0, 1):
+            for step in (-1, 1):
+                wider = wider & np.roll(core, step, axis=axis)
+        core = wider
     return np.asarray(inside & ~core)
 
 
@@ -175,7 +180,7 @@ def prediction_picture(
         grown = _shown(
             np.repeat((inside[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), spacing_mm
         )
-        rgb[_outline(grown[..., 0] > 127)] = _FOUND_COLOUR
+        rgb[_outline(grown[..., 0] > 127, _PREVIEW_PX // _TILE_PX)] = _FOUND_COLOUR
     return np.concatenate([rgb, _legend(rgb.shape[1], legend, lines)])
 
 

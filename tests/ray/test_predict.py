@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
+from medray import cli
 from medray.engine import predict as engine
 from medray.engine.convert import ConvertOptions, convert
 from medray.engine.predict import PredictRequest, predict
@@ -298,3 +299,17 @@ def test_wrong_arguments_are_one_clear_line(masker: str, source: Path, tmp_path:
     with pytest.raises(DataError, match="model_hash_mismatch"):
         predict(request(str(tmp_path / "model"), source), str(tmp_path / "b"), quiet=True)
     assert not any((tmp_path / name).exists() for name in "ab")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_command_ends_with_4_where_something_was_refused(
+    masker: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", masker, str(source), "--quiet", "--json", "--format", "json,png"]
+    assert cli.run([*arguments, "--out", str(tmp_path / "out")]) == 4
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["verb"], said["counts"]["num_done"]) == ("predict", 3)
+    assert not list((tmp_path / "out").glob("*/*.nii.gz"))
+    wrong = ["predict", str(tmp_path), str(source), "--out", str(tmp_path / "other")]
+    assert cli.run(wrong) == 2
+    assert "model_missing" in capsys.readouterr().err
