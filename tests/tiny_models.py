@@ -1,4 +1,4 @@
-"""Small models for tests: trained in local mode, or fresh ones without Ray and without training."""
+"""Packages of small networks for tests, made without Ray and without training."""
 
 import dataclasses
 from pathlib import Path
@@ -32,15 +32,6 @@ def training_of(recipe: Recipe[Any], hparams: Any, data: Path) -> Training:
         prepared=open_prepared(str(data), recipe),
         gates="on",
     )
-
-
-def train_tiny(recipe: Recipe[Any], hparams: Any, data: Path, out: Path) -> str:
-    """Train in this process and return the URI of the run; needs a local Ray."""
-    from medray.engine.train import TrainRequest, train
-
-    request = TrainRequest(training=training_of(recipe, hparams, data), weights="", keep="best")
-    train(request, str(out), quiet=True)
-    return str(out)
 
 
 def fresh_package(

@@ -84,7 +84,7 @@ def predict(request: PredictRequest, out: str, *, quiet: bool = False) -> dict[s
     with Run(
         verb="predict", task=request.recipe.name, out=out, parameters=parameters, inputs=inputs
     ) as run:
-        found = find_cases(run, request.sources, quiet=quiet)
+        found = find_cases(run, request.sources, only=request.series_keys, quiet=quiet)
         with run.stage("plan"):
             items, settled = _plan(run, request, facts, found)
         settled += _predict(run, request, items, quiet=quiet)
@@ -101,8 +101,6 @@ def _plan(
     items: list[Item] = []
     settled: list[dict[str, Any]] = []
     for case in found.cases:
-        if request.series_keys and case.key not in request.series_keys:
-            continue
         work_key = _work_key(case, run.parameters)
         item = _item(case, work_key, request.recipe)
         refusal = _refusal(case, facts, too_large=bool(limit) and item.peak_bytes > limit)

@@ -1,7 +1,7 @@
 """What a prediction works on: series of an index, and volumes outside DICOM."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,11 +87,13 @@ class Found:
     index_uri: str = ""
 
 
-def find_cases(run: Run, sources: Sequence[str], *, quiet: bool) -> Found:
+def find_cases(
+    run: Run, sources: Sequence[str], *, only: Collection[str] = (), quiet: bool
+) -> Found:
     """Index the sources and list what may be predicted, counting what is refused at once.
 
     A volume file counts where it was named, or where its source holds no DICOM series: beside
-    DICOM it may as well be a mask.
+    DICOM it may as well be a mask. Where `only` names series, nothing else is looked at.
     """
     named = {source: file for source in sources if (file := _named_volume(source)) is not None}
     others = [source for source in sources if source not in named]
@@ -106,6 +108,8 @@ def find_cases(run: Run, sources: Sequence[str], *, quiet: bool) -> Found:
     with_dicom = set()
     for row in read_series(found.index_uri):
         with_dicom.add(_home(row["instances"][0]["uri"], homes))
+        if only and row["series_key"] not in only:
+            continue
         refusal = series_refusal(row)
         if refusal is None:
             found.cases.append(_of_series(row))
@@ -113,6 +117,8 @@ def find_cases(run: Run, sources: Sequence[str], *, quiet: bool) -> Found:
             run.counts.add(*refusal[:2])
             if refusal[0] == "rejected":
                 found.rejected.append(refused_series(row, refusal[1], refusal[2]))
+    if only:
+        return found
     met = {case.source.files[0].uri for case in found.cases}
     for file in foreign_files(found.index_uri):
         wanted = file.uri.lower().endswith(VOLUME_SUFFIXES) and file.uri not in met

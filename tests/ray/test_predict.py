@@ -16,6 +16,7 @@ from PIL import Image
 from medray import cli
 from medray.engine import predict as engine
 from medray.engine.convert import ConvertOptions, convert
+from medray.engine.index import index
 from medray.engine.predict import PredictRequest, predict
 from medray.engine.upstream import packed_upstream
 from medray.engine.weights import read_model_json
@@ -222,6 +223,20 @@ def sitk_sha(path: Path) -> str:
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_index_and_some_of_its_series_will_do(
+    masker: str, source: Path, predicted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    index([str(source)], str(tmp_path / "index"), quiet=True)
+    key = rows(predicted[0], "results")[1]["key"]
+    one = request(masker, tmp_path / "index", series_keys=(key,))
+    summary = predict(one, str(tmp_path / "out"), quiet=True)
+    assert summary["counts"]["num_inputs"] == summary["counts"]["num_done"] == 1
+    for name in ("prediction.nii.gz", "prediction.json", "preview.png"):
+        same = (predicted[0] / key / name).read_bytes()
+        assert (tmp_path / "out" / key / name).read_bytes() == same
 
 
 @pytest.mark.usefixtures("in_process")
