@@ -43,6 +43,7 @@ for verb in (
     data.prepare,
     models.train,
     models.evaluate,
+    models.predict,
     pipeline.run,
     models.info,
     data.phantom,

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medray.preprocess.orient import canonical_axes
+from medray.volume import Volume
+
 _TILE_PX = 192
 _GAP_PX = 4
 _COLUMNS = 6
@@ -12,6 +15,10 @@ _MASK_COLOUR = np.array([255, 64, 64], dtype=np.float32)
 _BOX_COLOUR = (64, 255, 64)
 _TRUTH_COLOUR = (64, 255, 64)
 _FOUND_COLOUR = (255, 96, 64)
+_PREVIEW_PX = 512
+_LINE_PX, _TEXT_PX = 22, 14
+# Only air is below, nothing lies below that.
+_AIR_HU, _SURELY_HU = -500, -2048
 _SOFT_TISSUE_HU = (-200.0, 300.0)
 _WIDE_HU = (-1000.0, 600.0)
 
@@ -49,10 +56,12 @@ def compared_tile(
     plane, _ = _telling_plane(image, telling)
     k = _slice_of(image, telling)
     rgb = _fit(_grey_or_colour(plane).astype(np.uint8), size_px)
-    for mask, colour in ((truth, _TRUTH_COLOUR), (found, _FOUND_COLOUR)):
+    # The truth is drawn broad below the prediction, so that both are seen where they agree.
+    thin = max(1, size_px // _TILE_PX)
+    for mask, colour, width in ((truth, _TRUTH_COLOUR, 3 * thin), (found, _FOUND_COLOUR, thin)):
         if mask is not None and mask.ndim == 3 and k < mask.shape[0]:
             grown = _fit(np.repeat((mask[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), size_px)
-            rgb[_outline(grown[..., 0] > 127)] = colour
+            rgb[_outline(grown[..., 0] > 127, width)] = colour
     return rgb
 
 
@@ -62,12 +71,15 @@ def _slice_of(image: np.ndarray, mask: np.ndarray | None) -> int:
     return int(image.shape[-3] // 2) if image.ndim >= 3 else 0
 
 
-def _outline(inside: np.ndarray) -> np.ndarray:
-    """Return the pixels of a region that touch its outside."""
-    core = inside.copy()
-    for axis in (0, 1):
-        for step in (-1, 1):
-            core &= np.roll(inside, step, axis=axis)
+def _outline(inside: np.ndarray, width: int) -> np.ndarray:
+    """Return the pixels of a region that lie at most `width` from its outside."""
+    core = inside
+    for _ in range(width):
+        wider = core
+        for axis in (0, 1):
+            for step in (-1, 1):
+                wider = wider & np.roll(core, step, axis=axis)
+        core = wider
     return np.asarray(inside & ~core)
 
 
@@ -147,3 +159,67 @@ def _fit(rgb: np.ndarray, size_px: int) -> np.ndarray:
     top, left = (size_px - small.shape[0]) // 2, (size_px - small.shape[1]) // 2
     tile[top : top + small.shape[0], left : left + small.shape[1]] = small
     return tile
+
+
+def prediction_picture(
+    image: Volume, mask: Volume | None, legend: str, lines: Sequence[str]
+) -> np.ndarray:
+    """Return (height, width, 3) uint8: the axial slice with most mask, its outline, a legend below.
+
+    Args:
+        image: a volume on any grid; it is shown as seen from the feet, front up.
+        mask: on the same grid, or None: then the middle slice is shown.
+        legend: what the outline is.
+        lines: further lines of text; nothing of a patient.
+    """
+    values, spacing_mm = _axial(image)
+    inside = None if mask is None else _axial(mask)[0]
+    k = _slice_of(values, inside)
+    rgb = _shown(_like_hu(values[k]), spacing_mm)
+    if inside is not None:
+        grown = _shown(
+            np.repeat((inside[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), spacing_mm
+        )
+        rgb[_outline(grown[..., 0] > 127, _PREVIEW_PX // _TILE_PX)] = _FOUND_COLOUR
+    return np.concatenate([rgb, _legend(rgb.shape[1], legend, lines)])
+
+
+def _axial(volume: Volume) -> tuple[np.ndarray, tuple[float, float]]:
+    """Return a view with k up, j to the back, i to the left, and the plane's spacing in mm."""
+    axes, signs = canonical_axes(volume.affine_lps)
+    steps = tuple(slice(None, None, sign) for sign in signs)
+    spacing = [volume.spacing_zyx_mm[axis] for axis in axes]
+    return volume.array.transpose(axes)[steps], (spacing[1], spacing[2])
+
+
+def _like_hu(plane: np.ndarray) -> np.ndarray:
+    """Return values that can only be HU as int16, so that they are windowed as such."""
+    is_hu = plane.dtype.kind in "if" and plane.min() >= _SURELY_HU and plane.min() < _AIR_HU
+    return np.rint(np.clip(plane, -2048, 4095)).astype(np.int16) if is_hu else plane
+
+
+def _shown(plane: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """Return a plane as RGB in its true proportions, the longer side being the picture's."""
+    from PIL import Image
+
+    rgb = plane if plane.ndim == 3 else _grey_or_colour(plane).astype(np.uint8)
+    size_mm = [max(n * mm, 1e-6) for n, mm in zip(plane.shape[:2], spacing_mm, strict=True)]
+    scale = _PREVIEW_PX / max(size_mm)
+    height, width = (max(1, round(size * scale)) for size in size_mm)
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _legend(width: int, legend: str, lines: Sequence[str]) -> np.ndarray:
+    """Return a dark strip with the outline's colour and the lines of text."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    texts = [*([legend] if legend else []), *lines]
+    strip = Image.new("RGB", (width, _LINE_PX * len(texts) + _GAP_PX), (24, 24, 24))
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=_TEXT_PX)
+    for number, text in enumerate(texts):
+        top, left = _LINE_PX * number + _GAP_PX, 2 * _GAP_PX
+        if legend and number == 0:
+            draw.rectangle((left, top + 3, left + 12, top + 15), outline=_FOUND_COLOUR, width=2)
+            left += 22
+        draw.text((left, top), text, fill=(235, 235, 235), font=font)
+    return np.array(strip)

@@ -125,6 +125,7 @@ COMMANDS = {
                  "--debug"},
     "run": {"--data", "--out", "--layout", "--labels", "--num-workers", "--gpu", "--epochs",
             "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
+    "predict": {"--out", "--format", "--gpu", "--address", "--json", "--quiet", "--debug"},
     "phantom": {"--out", "--patients", "--seed", "--defects", "--size", "--json", "--quiet",
                 "--debug"},
     "bench": {"--out", "--small", "--json", "--quiet", "--debug"},

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 
-from medray.engine.data import Item, put_blocks
+from medray.engine.data import Item, Process, put_blocks, run_guarded
 
 # One case a block: the model is loaded already, and cases are slow.
 _BLOCK_BYTES = 24 << 20
@@ -66,3 +67,10 @@ def _pool_size(num_items: int, memory: int, *, use_gpu: bool) -> int:
     cpus = int(sum(node.get("CPU", 0) for node in resources))
     workers = gpus if use_gpu else min(_MAX_CPU_ACTORS, cpus - 1)
     return max(1, min(workers, fitting, num_items))
+
+
+def answer_block(table: pa.Table, process: Process, stage: str) -> pa.Table:
+    """Run an actor's method for every item of a block; each result is a JSON text."""
+    pairs = zip(table["key"].to_pylist(), table["payload"].to_pylist(), strict=True)
+    results = [run_guarded(process, key, json.loads(text), {}, stage) for key, text in pairs]
+    return pa.table({"result": [json.dumps(result) for result in results]})

@@ -13,12 +13,12 @@ from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, RESULTS
 from medray.engine.series_table import index_shards, read_series
+from medray.engine.series_verdict import refused_series, series_refusal
 from medray.errors import ConfigError
 
 _FORMATS = {"nifti.gz": ".nii.gz", "nifti": ".nii"}
 # Raised whenever the same input would give other bytes: finished work is then done again.
 _TRANSFORM_VERSION = 1
-_SKIPPED_VERDICTS = frozenset({"no_pixels", "localizer"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def _plan(
                 run.counts.add(*refusal[:2])
                 continue
             run.counts.add("rejected", refusal[1])
-            settled.append(_refused(row, refusal[1], refusal[2]))
+            settled.append(refused_series(row, refusal[1], refusal[2]))
             continue
         key = _work_key(row, options)
         if key in known:
@@ -116,30 +116,10 @@ def _plan(
 
 def _refusal(row: dict[str, Any], memory_limit: int) -> tuple[str, str, str] | None:
     """Return why a series is not converted: skipped or rejected, reason, sentence."""
-    verdict = row["verdict"]
-    if verdict in _SKIPPED_VERDICTS or (row["kind"] == "other" and verdict == "wrong_modality"):
-        return "skipped", verdict, row["detail"]
-    if verdict != "ok":
-        return "rejected", verdict, row["detail"]
-    if row["kind"] != "volume":
-        return "rejected", "wrong_modality", "a projection image is no volume"
-    if row["pixel_layout"] != "mono":
-        return "rejected", "unsupported_pixels", "colour slices do not make a volume of values"
-    if memory_limit and row["predicted_peak_bytes"] > memory_limit:
+    refusal = series_refusal(row)
+    if refusal is None and memory_limit and row["predicted_peak_bytes"] > memory_limit:
         return "rejected", "too_large", "the series needs more memory than any node has"
-    return None
-
-
-def _refused(row: dict[str, Any], reason: str, detail: str) -> dict[str, Any]:
-    first = row["instances"][0]["uri"] if row["instances"] else ""
-    return {
-        "key": row["series_key"],
-        "uri": first,
-        "series_uid": row["series_uid"],
-        "stage": "volume",
-        "reason": reason,
-        "detail": detail,
-    }
+    return refusal
 
 
 def _work_key(row: dict[str, Any], options: ConvertOptions) -> str:

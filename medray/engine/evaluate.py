@@ -177,8 +177,10 @@ def make_report(
     learning = recipe.learns()
     inference = facts["inference"]
     values = learning.metrics(rows, inference)
-    intervals = _intervals(recipe, rows, inference)
-    training_labels = [int(row["label"]) for row in prepared.split("train")]
+    ends = intervals(recipe, rows, inference)
+    # Data for a test alone have no training split: their own commonest class then is the rival.
+    known = prepared.split("train") or rows
+    training_labels = [int(row["label"]) for row in known]
     baseline = learning.baseline(rows, training_labels)
     patients = {row["patient_id"] for row in rows}
     return {
@@ -188,7 +190,7 @@ def make_report(
         "num_cases": len(rows),
         "threshold": inference.get("threshold"),
         "metrics": {
-            name: {"value": _known(value), "ci95": intervals[name], "n": len(rows)}
+            name: {"value": _known(value), "ci95": ends[name], "n": len(rows)}
             for name, value in sorted(values.items())
         },
         "baseline": {name: _known(value) for name, value in sorted(baseline.items())},
@@ -198,7 +200,7 @@ def make_report(
     }
 
 
-def _intervals(
+def intervals(
     recipe: Recipe[Any], rows: Sequence[Row], inference: Mapping[str, Any]
 ) -> dict[str, list[float | None]]:
     """Return 95 % intervals of all metrics from the same resamples."""

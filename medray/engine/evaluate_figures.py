@@ -19,6 +19,9 @@ from medray.figures import (
 from medray.learning import Row, mask_threshold
 from medray.metrics import calibration, classes, mask_rows, overlap, ranking
 
+# Fewer in a bin of the reliability curve say nothing of a share.
+_CASES_PER_BIN = 8
+
 
 def case_figures(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[Figure]:
     """Draw what the rows of an evaluation hold.
@@ -80,10 +83,10 @@ def _class_figures(rows: Sequence[Row], names: Sequence[str]) -> list[Figure]:
         pr = {names[one]: ranking.pr_curve(scores[:, one], labels == one) for one in curves}
         found.append(roc_figure(roc, point=_operating_point(matrix) if two else None))
         found.append(pr_figure(pr, prevalence=prevalence))
-    if two:
-        curve = calibration.reliability(scores[:, 1], labels == 1)
-    else:
-        curve = calibration.reliability(scores.max(axis=1), scores.argmax(axis=1) == labels)
+    judged_score = scores[:, 1] if two else scores.max(axis=1)
+    came_true = labels == 1 if two else scores.argmax(axis=1) == labels
+    num_bins = int(np.clip(len(labels) // _CASES_PER_BIN, 2, calibration.NUM_BINS))
+    curve = calibration.reliability(judged_score, came_true, num_bins=num_bins)
     return [*found, reliability_figure(curve), confusion_figure(matrix, names)]
 
 

@@ -19,7 +19,7 @@ from medray.pages import Page, Picture, Pictures, metric_rows, render_page
 
 _PER_GRID = 6
 _SEED = 0
-_OUTLINES = "outlined: truth green, prediction orange"
+_OUTLINES = "; truth outlined green, prediction orange"
 
 
 def write_page(
@@ -80,13 +80,11 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _training_figures(facts: Mapping[str, Any], model: str) -> list[Figure]:
-    """Draw the loss and every validation metric that model.json names, if a log is at hand."""
+    """Draw the loss and what the best epoch was chosen by, if a log is at hand."""
     rows = _training_rows(model)
     known = {row["name"] for row in rows}
-    names = ["loss", *(name.partition("/")[2] for name in facts["metrics"])]
-    wanted = [facts.get("objective", ""), *names]
-    chosen = [name for name in dict.fromkeys(wanted) if name in known]
-    return [training_figure(rows, name) for name in chosen[:4]]
+    names = ("loss", facts.get("objective", ""))
+    return [training_figure(rows, name) for name in names if name in known]
 
 
 def _training_rows(model: str) -> list[dict[str, Any]]:
@@ -107,16 +105,16 @@ def _pictures(tiles: str, rows: Sequence[Row], names: Sequence[str]) -> list[Pic
     """Return the worst, some random and the best cases, none of them twice in one grid."""
     scored = [(case_score(row), row) for row in rows]
     ranked = [row for _, row in sorted(scored, key=lambda pair: (pair[0], str(pair[1]["key"])))]
-    title = "decision" if is_classified(rows) else "Dice"
-    if any("found_true" in row for row in rows):
-        title += f"; {_OUTLINES}"
+    what = "score of the true class" if is_classified(rows) else "Dice"
+    colours = _OUTLINES if any("found_true" in row for row in rows) else ""
     if len(ranked) <= _PER_GRID:
-        return [_grid(tiles, f"All cases, worst first ({title})", ranked, names)]
+        return [_grid(tiles, f"All cases by {what}, worst first{colours}", ranked, names)]
     drawn = np.random.default_rng(_SEED).choice(len(rows), _PER_GRID, replace=False)
+    some = [rows[i] for i in sorted(drawn)]
     return [
-        _grid(tiles, f"Worst cases ({title})", ranked[:_PER_GRID], names),
-        _grid(tiles, f"Random cases ({title})", [rows[i] for i in sorted(drawn)], names),
-        _grid(tiles, f"Best cases ({title})", ranked[: -_PER_GRID - 1 : -1], names),
+        _grid(tiles, f"Worst cases: lowest {what}{colours}", ranked[:_PER_GRID], names),
+        _grid(tiles, f"Random cases{colours}", some, names),
+        _grid(tiles, f"Best cases: highest {what}{colours}", ranked[: -_PER_GRID - 1 : -1], names),
     ]
 
 

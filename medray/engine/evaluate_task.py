@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from medray import storage
-from medray.engine.data import run_guarded
+from medray.engine.actor_pool import answer_block
 from medray.engine.examples import decode_example
 from medray.engine.ledger import Ledger
 from medray.engine.predictor import Predictor
@@ -32,15 +32,7 @@ class EvaluateActor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Evaluate a block of examples; each result is a JSON text."""
-        import json
-
-        results = [
-            run_guarded(self._one, key, json.loads(text), {}, STAGE)
-            for key, text in zip(
-                table["key"].to_pylist(), table["payload"].to_pylist(), strict=True
-            )
-        ]
-        return pa.table({"result": [json.dumps(result) for result in results]})
+        return answer_block(table, self._one, STAGE)
 
     def _one(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Evaluate one example.

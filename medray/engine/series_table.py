@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from medray import storage
+from medray.datasets.record import FileRef
 from medray.dicom.header import InstanceHeader
 from medray.dicom.series import Instance
 
@@ -20,6 +21,16 @@ def index_shards(index_uri: str) -> list[str]:
     where = storage.join(index_uri, "instances")
     names = [entry.uri.rpartition("/")[2] for entry in storage.list_files(where)]
     return sorted(name.removesuffix(".parquet") for name in names)
+
+
+def foreign_files(index_uri: str) -> Iterator[FileRef]:
+    """Yield the files without DICOM content that an index met on its way."""
+    columns = ["uri", "bytes", "mtime_or_etag", "status", "reason"]
+    for shard in index_shards(index_uri):
+        where = storage.join(index_uri, "instances", f"{shard}.parquet")
+        for row in storage.read_parquet(where, columns=columns).to_pylist():
+            if row["status"] == "skipped" and row["reason"] in {"not_dicom", "empty_file"}:
+                yield FileRef(row["uri"], row["bytes"], row["mtime_or_etag"])
 
 
 def is_index(uri: str) -> bool:

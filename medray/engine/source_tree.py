@@ -1,6 +1,5 @@
 """What a layout reader sees of the data: series of the index, and every other file."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ from medray.datasets.record import FileRef, InstanceRef, SeriesRef, SourceTree
 from medray.dicom.header import InstanceHeader
 from medray.engine.index import index_of
 from medray.engine.run import Run
-from medray.engine.series_table import index_shards, read_series
+from medray.engine.series_table import foreign_files, read_series
 
 # Labels and tables; a larger file under a label's name is none.
 _MAX_LABEL_BYTES = 512 << 20
@@ -56,20 +55,11 @@ def _read_small(uri: str) -> bytes:
 
 def _files(index_uri: str, labels: str, folder: str) -> list[FileRef]:
     """Return files without DICOM content below the data and, where they lie apart, the labels."""
-    found = {file.uri: file for file in _foreign_files(index_uri)}
+    found = {file.uri: file for file in foreign_files(index_uri)}
     if labels != folder:
         for entry in storage.list_files(labels):
             found[entry.uri] = FileRef(entry.uri, entry.bytes, entry.stamp)
     return [found[uri] for uri in sorted(found)]
-
-
-def _foreign_files(index_uri: str) -> Iterator[FileRef]:
-    columns = ["uri", "bytes", "mtime_or_etag", "status", "reason"]
-    for shard in index_shards(index_uri):
-        where = storage.join(index_uri, "instances", f"{shard}.parquet")
-        for row in storage.read_parquet(where, columns=columns).to_pylist():
-            if row["status"] == "skipped" and row["reason"] in {"not_dicom", "empty_file"}:
-                yield FileRef(row["uri"], row["bytes"], row["mtime_or_etag"])
 
 
 def _series(row: dict[str, Any]) -> SeriesRef:

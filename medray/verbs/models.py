@@ -1,4 +1,4 @@
-"""Verbs of models: train, evaluate, info."""
+"""Verbs of models: train, evaluate, predict, info."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from medray.verbs.options import (
     Out,
     Quiet,
     Settings,
+    Sources,
     Task,
     Tiny,
     conclude,
@@ -22,6 +23,7 @@ from medray.verbs.options import (
     with_ray,
 )
 
+ModelUri = Annotated[str, typer.Argument(metavar="MODEL", help="model/ or the --out above it.")]
 PreparedUri = Annotated[str, typer.Option("--data", help="An output of `medray prepare`.")]
 
 
@@ -87,7 +89,7 @@ def _training(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="model/ or the --out above it.")],
+    model: ModelUri,
     data: PreparedUri,
     out: Out,
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "test",
@@ -121,6 +123,47 @@ def evaluate(
     )
     if not quiet:
         _print_metrics(out)
+    conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def predict(
+    model: ModelUri,
+    sources: Sources,
+    out: Out,
+    format: Annotated[
+        str, typer.Option("--format", help="Of nifti, json, png; several with commas.")
+    ] = "nifti,json,png",
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor.")] = False,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run a model over DICOM series and volume files; masks lie on the original grid.
+
+    Example: medray predict /data/train study.zip s3://bucket/ct --out /data/predicted
+    """
+    from medray.engine.upstream import packed_upstream
+    from medray.engine.weights import read_model_json
+    from medray.tasks import get_recipe
+
+    facts = read_model_json(model)
+    recipe = get_recipe(str(facts.get("task")))
+    recipe.learns()
+    upstream = packed_upstream(model, facts, get_recipe)
+    # Before Ray starts: what it imports turns Ray's narration on again.
+    from medray.engine.predict import PredictRequest
+    from medray.engine.predict import predict as run_predict
+
+    request = PredictRequest(
+        recipe=recipe,
+        model=model,
+        sources=tuple(sources),
+        upstream=upstream,
+        formats=tuple(name.strip() for name in format.split(",")),
+        use_gpu=gpu,
+    )
+    summary = with_ray(lambda: run_predict(request, out, quiet=quiet), address=address, debug=debug)
     conclude(summary, out, as_json=as_json, quiet=quiet)
 
 

@@ -1,0 +1,129 @@
+"""What is written of one case: mask, result and picture, the mask read back before it counts."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from medray import storage
+from medray.engine.convert_task import write_volume
+from medray.engine.package import NOTICE
+from medray.learning import Prediction
+from medray.pictures import prediction_picture
+from medray.volume import Volume
+
+MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
+# A mask without a voxel is an answer, and one that a reader must not miss.
+_NOTHING_FOUND = "mask_empty"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A case with what the model said of it."""
+
+    key: str
+    series_uid: str
+    image: Volume
+    prediction: Prediction
+    flags: tuple[str, ...] = ()
+
+    @property
+    def mask(self) -> Volume | None:
+        """The predicted mask, where the image lies."""
+        found = self.prediction
+        if found.mask is None:
+            return None
+        affine = self.image.affine_lps if found.affine_lps is None else found.affine_lps
+        return replace(self.image, array=found.mask, affine_lps=affine)
+
+
+def write_case(
+    out: str, answer: Answer, facts: Mapping[str, Any], formats: Sequence[str]
+) -> dict[str, Any]:
+    """Write a case's folder and return its row of results.parquet.
+
+    Args:
+        out: of the run.
+        answer: what is written.
+        facts: content of model.json.
+        formats: `nifti` (of masks), `json`, `png`.
+
+    Raises:
+        DataError: output_mismatch (nothing is left of the mask), no_geometry, sink_full,
+            sink_denied.
+    """
+    mask = answer.mask
+    if mask is not None and not np.any(mask.array):
+        answer = replace(answer, flags=tuple(sorted({*answer.flags, _NOTHING_FOUND})))
+    outputs = []
+    if "nifti" in formats and mask is not None:
+        outputs.append(f"{answer.key}/{MASK_NAME}")
+        write_volume(storage.join(out, outputs[-1]), mask, gz=True, proof=True)
+    result = case_result(answer, facts)
+    if "png" in formats:
+        outputs.append(f"{answer.key}/{PICTURE_NAME}")
+        storage.write_atomic(storage.join(out, outputs[-1]), _picture(answer, result, facts))
+    if "json" in formats:
+        outputs.append(f"{answer.key}/{RESULT_NAME}")
+        storage.write_json(storage.join(out, outputs[-1]), _document(result, facts))
+    return {
+        **{name: result[name] for name in ("key", "series_uid", "status", "score", "label")},
+        "volume_ml": result["volume_ml"],
+        "flags": result["flags"],
+        "outputs": sorted(outputs),
+        "weights_sha256": facts["weights_sha256"],
+    }
+
+
+def case_result(answer: Answer, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result object of one case (docs/DESIGN section 6)."""
+    found, names = answer.prediction, facts["labels"]
+    score = found.score
+    if score is None and found.scores:
+        score = found.scores[found.label]
+    result = {
+        "key": answer.key,
+        "series_uid": answer.series_uid,
+        "status": "complete",
+        "label": names[found.label] if found.label >= 0 else None,
+        "score": score,
+        "class_scores": dict(zip(names, found.scores, strict=True)) if found.scores else {},
+        "boxes": [],
+        "volume_ml": found.volume_ml,
+        "threshold": facts["inference"].get("threshold"),
+        "conformity": None,
+        "flags": list(answer.flags),
+    }
+    if "mask_threshold" in facts["inference"]:
+        result["mask_threshold"] = facts["inference"]["mask_threshold"]
+    return result
+
+
+def _document(result: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "model": facts["task"],
+        "version": facts["version"],
+        "weights_sha256": facts["weights_sha256"],
+        "notice": NOTICE,
+        "results": [dict(result)],
+    }
+
+
+def _picture(answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:
+    """Return the telling slice with the mask's outline and what the model says."""
+    from PIL import Image
+
+    lines = []
+    if result["label"] is not None:
+        limit = result["threshold"]
+        beside = "" if limit is None else f", threshold {limit:.3g}"
+        lines.append(f"{result['label']}: score {result['score']:.3f}{beside}")
+    legend = "" if answer.mask is None else f"predicted mask, {result['volume_ml']:.1f} ml"
+    rgb = prediction_picture(
+        answer.image, answer.mask, legend, [*lines, facts["task"], "For research use only."]
+    )
+    out = io.BytesIO()
+    Image.fromarray(rgb).save(out, format="PNG")
+    return out.getvalue()

@@ -1,0 +1,200 @@
+"""What a prediction works on: series of an index, and volumes outside DICOM."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from medray import storage
+from medray.datasets.record import FileRef, ImageSource, Record
+from medray.dicom.header import InstanceHeader
+from medray.dicom.series import Instance, split_series
+from medray.engine.crawl import read_header
+from medray.engine.index import index_of
+from medray.engine.run import Run
+from medray.engine.series_table import foreign_files, read_series
+from medray.engine.series_verdict import refused_series, series_refusal
+from medray.errors import ConfigError, DataError
+from medray.formats.volumes import VOLUME_SUFFIXES
+
+# A packed volume unpacks to about so many times its bytes.
+_USUAL_PACKING = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One series or volume file, before anything is decoded.
+
+    Attributes:
+        key: the series_key; empty for a file, whose bytes name it.
+        native_bytes: how large its decoded pixels are, about.
+        modality: of the series; empty where the file does not say.
+        flags: what the index says of the series.
+        refusal: reason and sentence, empty if nothing speaks against it.
+    """
+
+    key: str
+    source: ImageSource
+    native_bytes: int
+    modality: str = ""
+    flags: tuple[str, ...] = ()
+    refusal: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What names the case before its bytes are read."""
+        return self.key or hashlib.sha256(self.source.files[0].uri.encode()).hexdigest()[:16]
+
+    def refused(self, reason: str, detail: str) -> dict[str, Any]:
+        """Return the rejected row."""
+        return {
+            "key": self.name,
+            "uri": self.source.files[0].uri,
+            "series_uid": self.source.series_uid,
+            "stage": "predict",
+            "reason": reason,
+            "detail": detail,
+        }
+
+    def payload(self) -> dict[str, Any]:
+        """Return what a worker needs to know, JSON-able."""
+        return {
+            "key": self.key,
+            "name": self.name,
+            "flags": list(self.flags),
+            "source": asdict(self.source),
+        }
+
+
+def source_record(raw: dict[str, Any]) -> Record:
+    """Return the record of a case's source as `payload` gave it."""
+    files = tuple(FileRef(**item) for item in raw["files"])
+    return Record(name="", patient_id="", image=ImageSource(**{**raw, "files": files}))
+
+
+@dataclass(slots=True)
+class Found:
+    """Everything below the sources.
+
+    Attributes:
+        cases: to be predicted, or refused with a reason of ours.
+        rejected: rows of series that the index refused.
+        index_uri: the index; empty where all sources are volume files.
+    """
+
+    cases: list[Case]
+    rejected: list[dict[str, Any]]
+    index_uri: str = ""
+
+
+def find_cases(
+    run: Run, sources: Sequence[str], *, only: Collection[str] = (), quiet: bool
+) -> Found:
+    """Index the sources and list what may be predicted, counting what is refused at once.
+
+    A volume file counts where it was named, or where its source holds no DICOM series: beside
+    DICOM it may as well be a mask. Where `only` names series, nothing else is looked at.
+    """
+    named = {source: file for source in sources if (file := _named_volume(source)) is not None}
+    others = [source for source in sources if source not in named]
+    found = Found(cases=[_of_file(file) for file in named.values()], rejected=[])
+    if not others:
+        return found
+    found.index_uri = index_of(run, others, quiet=quiet)
+    roots = others
+    if found.index_uri == others[0]:
+        roots = storage.read_json(storage.join(others[0], "run.json"))["inputs"]
+    homes = {storage.normalise(root) for root in roots}
+    with_dicom = set()
+    for row in read_series(found.index_uri):
+        with_dicom.add(_home(row["instances"][0]["uri"], homes))
+        if only and row["series_key"] not in only:
+            continue
+        refusal = series_refusal(row)
+        if refusal is None:
+            found.cases.append(_of_series(row))
+        else:
+            run.counts.add(*refusal[:2])
+            if refusal[0] == "rejected":
+                found.rejected.append(refused_series(row, refusal[1], refusal[2]))
+    if only:
+        return found
+    met = {case.source.files[0].uri for case in found.cases}
+    for file in foreign_files(found.index_uri):
+        wanted = file.uri.lower().endswith(VOLUME_SUFFIXES) and file.uri not in met
+        if wanted and _home(file.uri, homes) not in with_dicom:
+            found.cases.append(_of_file(file))
+    return found
+
+
+def one_record(uri: str) -> Record:
+    """Return the only volume at a URI as a record, without an index.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+        DataError: the only one cannot be used.
+    """
+    file = _named_volume(uri)
+    if file is not None:
+        return Record(name="", patient_id="", image=_of_file(file).source)
+    stacks = split_series(list(_instances(uri)))
+    good = [stack for stack in stacks if stack.verdict == "ok" and stack.kind == "volume"]
+    if len(good) != 1 and len(stacks) == 1:
+        raise DataError(stacks[0].verdict, stacks[0].detail or "the series is no volume")
+    if len(good) != 1:
+        raise ConfigError(f"{len(good)} volumes lie there; name one series or one volume file")
+    files = tuple(FileRef(item.uri, item.bytes, item.stamp) for item in good[0].instances)
+    source = ImageSource(form="series", files=files, series_key=good[0].series_key)
+    return Record(name="", patient_id="", image=source)
+
+
+def _instances(uri: str) -> Iterator[Instance]:
+    for entry in storage.list_files(uri):
+        try:
+            header: InstanceHeader = read_header(entry.uri, entry.bytes)
+        except DataError:
+            continue
+        if header.has_pixels:
+            yield Instance(uri=entry.uri, bytes=entry.bytes, stamp=entry.stamp, header=header)
+
+
+def _named_volume(uri: str) -> FileRef | None:
+    """Return the volume file that a source names, None where it is anything else."""
+    if not uri.lower().endswith(VOLUME_SUFFIXES):
+        return None
+    try:
+        entry = storage.stat(uri)
+    except DataError:
+        return None  # a folder of this name
+    return FileRef(entry.uri, entry.bytes, entry.stamp)
+
+
+def _of_file(file: FileRef) -> Case:
+    packing = _USUAL_PACKING if file.uri.lower().endswith((".gz", ".nrrd", ".mha")) else 1
+    source = ImageSource(form="volume_file", files=(file,))
+    return Case(key="", source=source, native_bytes=packing * file.bytes)
+
+
+def _of_series(row: dict[str, Any]) -> Case:
+    files = tuple(FileRef(item["uri"], item["bytes"], item["stamp"]) for item in row["instances"])
+    return Case(
+        key=row["series_key"],
+        source=ImageSource(
+            form="series",
+            files=files,
+            series_key=row["series_key"],
+            series_uid=row["series_uid"],
+        ),
+        native_bytes=2 * row["rows"] * row["columns"] * row["num_slices"],
+        modality=row["modality"],
+        flags=tuple(row["flags"]),
+    )
+
+
+def _home(uri: str, homes: set[str]) -> str:
+    """Return the source below which a file lies."""
+    outer = uri.rpartition("::")[2]
+    for home in homes:
+        if outer == home or outer.startswith(f"{home.rstrip('/')}/"):
+            return home
+    return ""
