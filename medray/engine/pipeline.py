@@ -1,7 +1,7 @@
 """`medray run`: all stages of a task in order, each below one --out, each resumable by itself."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,10 +9,12 @@ from medray import storage
 from medray.datasets.split import SplitOptions
 from medray.engine.evaluate import EvaluateRequest, evaluate
 from medray.engine.index import index
+from medray.engine.ledger import Ledger
 from medray.engine.package import Training
+from medray.engine.predict import PredictRequest, predict
 from medray.engine.prepare import PrepareOptions, prepare
 from medray.engine.prepared import open_prepared, pass_gates
-from medray.engine.run import Run
+from medray.engine.run import STATE_DIR, Run
 from medray.engine.train import TrainRequest, train
 from medray.engine.train_options import TrainOptions, Workers
 from medray.engine.upstream import Upstream
@@ -73,6 +75,8 @@ def run_pipeline(plan: Pipeline, out: str, say: Say, *, quiet: bool) -> dict[str
                 summary = _DO[name](plan, out, quiet)
                 stage.gpu_seconds = sum(s["gpu_seconds"] for s in summary["stages"].values())
             summaries[name] = summary
+            if summary.get("left_out"):
+                say(f"{name} is left out: {summary['left_out']}")
         _count(run, summaries["prepare"]["counts"])
         run.extra["metrics"] = summaries["evaluate"]["metrics"]
         run.extra["split"] = _evaluated_split(plan, out)
@@ -140,8 +144,30 @@ def _evaluate(plan: Pipeline, out: str, quiet: bool) -> dict[str, Any]:  # noqa:
 
 
 def _predict(plan: Pipeline, out: str, quiet: bool) -> dict[str, Any]:  # noqa: FBT001
-    del plan, out, quiet
-    return {"stages": {}}
+    """Predict the sources of the evaluated split as if their labels were not known."""
+    prepared = open_prepared(storage.join(out, "prepare"), plan.recipe)
+    rows = prepared.split(_evaluated_split(plan, out))
+    series = sorted({str(row["series_key"]) for row in rows if row["series_key"]})
+    sources = (storage.join(out, "index"),) if series else _files_of(out, rows)
+    missing = [part for part in plan.recipe.upstream if not plan.upstream]
+    if missing:
+        return {"stages": {}, "left_out": f"the task needs a model for: {', '.join(missing)}"}
+    request = PredictRequest(
+        recipe=plan.recipe,
+        model=storage.join(out, "train", "model"),
+        sources=sources,
+        upstream=plan.upstream,
+        use_gpu=plan.workers.use_gpu,
+        series_keys=tuple(series),
+    )
+    return predict(request, storage.join(out, "predict"), quiet=quiet)
+
+
+def _files_of(out: str, rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the files that examples without a DICOM series were made of."""
+    wanted = {row["key"] for row in rows}
+    done = Ledger(storage.join(out, "prepare", STATE_DIR, "ledger")).read().values()
+    return tuple(sorted(r["uri"] for r in done if not r["reason"] and r["row"]["key"] in wanted))
 
 
 _DO: dict[str, Callable[[Pipeline, str, bool], dict[str, Any]]] = {
