@@ -52,8 +52,6 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.export and self.export not in EXPORTS:
             raise ConfigError(unknown_name("export", self.export, EXPORTS))
-        if self.gates not in {"on", "off"}:
-            raise ConfigError(f"gates must be on or off, got {self.gates!r}")
 
 
 def prepare(  # noqa: PLR0913 - three say what, two how

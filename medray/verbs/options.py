@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medray.errors import ConfigError
 from medray.report import print_summary
 
 EXIT_DONE, EXIT_INTERNAL, EXIT_USAGE, EXIT_GATE, EXIT_REJECTS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -51,4 +52,7 @@ def conclude(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -
 def gates_setting(items: Sequence[str]) -> tuple[str, list[str]]:
     """Take `gates=...` out of the settings; the rest are hyperparameters."""
     gates = [item.partition("=")[2] for item in items if item.startswith("gates=")]
-    return (gates or ["on"])[-1], [item for item in items if not item.startswith("gates=")]
+    chosen = (gates or ["on"])[-1]
+    if chosen not in {"on", "off"}:
+        raise ConfigError(f"gates must be on or off, got {chosen!r}")
+    return chosen, [item for item in items if not item.startswith("gates=")]
