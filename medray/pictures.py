@@ -57,8 +57,8 @@ def compared_tile(
     k = _slice_of(image, telling)
     rgb = _fit(_grey_or_colour(plane).astype(np.uint8), size_px)
     # The truth is drawn broad below the prediction, so that both are seen where they agree.
-    thin = max(1, size_px // _TILE_PX)
-    for mask, colour, width in ((truth, _TRUTH_COLOUR, 3 * thin), (found, _FOUND_COLOUR, thin)):
+    thin = max(1, size_px // 128)
+    for mask, colour, width in ((truth, _TRUTH_COLOUR, 2 * thin), (found, _FOUND_COLOUR, thin)):
         if mask is not None and mask.ndim == 3 and k < mask.shape[0]:
             grown = _fit(np.repeat((mask[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), size_px)
             rgb[_outline(grown[..., 0] > 127, width)] = colour

@@ -1,6 +1,7 @@
 """The verb that does everything: run."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
@@ -43,39 +44,43 @@ def run(
 
     Example: medray run pancreas_segmentation --data /data/pancreas --out /data/run --tiny
     """
+    settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
+    plan = _plan(task, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
+    plan = replace(plan, data=data, labels=labels, layout=layout)
+    # Before Ray starts: importing Ray Train turns Ray's narration on again.
+    from medray.engine.pipeline import run_pipeline
+
+    say = _silent if quiet else typer.echo
+    summary = with_ray(
+        lambda: run_pipeline(plan, out, say, quiet=quiet), address=address, debug=debug
+    )
+    conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _plan(task: str, settings: list[str], *, tiny: bool, num_workers: int, gpu: bool) -> Any:
+    """Return the plan without its data."""
     from medray.config import override_many
     from medray.datasets.split import SplitOptions
+    from medray.engine.pipeline import Pipeline
     from medray.engine.train_options import TrainOptions, Workers
     from medray.engine.upstream import chosen_upstream
     from medray.tasks import get_recipe
 
     recipe = get_recipe(task)
     recipe.learns()
-    gates, settings = gates_setting([*(set_ or []), *([f"epochs={epochs}"] if epochs else [])])
+    gates, others = gates_setting(settings)
     base = recipe.tiny_hparams if tiny else recipe.hparams
-    hparams, split, options = override_many((base, SplitOptions(), TrainOptions()), settings)
-    upstream = chosen_upstream(recipe, hparams, get_recipe)
-
-    # Before Ray starts: importing Ray Train turns Ray's narration on again.
-    from medray.engine.pipeline import Pipeline, run_pipeline
-
-    plan = Pipeline(
+    hparams, split, options = override_many((base, SplitOptions(), TrainOptions()), others)
+    return Pipeline(
         recipe=recipe,
         hparams=hparams,
         split=split,
         options=options,
         workers=Workers(num_workers=num_workers, use_gpu=gpu),
-        data=data,
-        labels=labels,
-        layout=layout,
+        data="",
         gates=gates,
-        upstream=upstream,
+        upstream=chosen_upstream(recipe, hparams, get_recipe),
     )
-    say = _silent if quiet else typer.echo
-    summary = with_ray(
-        lambda: run_pipeline(plan, out, say, quiet=quiet), address=address, debug=debug
-    )
-    conclude(summary, out, as_json=as_json, quiet=quiet)
 
 
 def _silent(line: str) -> None:

@@ -71,7 +71,13 @@ def _losses(out: Path) -> list[tuple[str, str, float]]:
 
 CASES = {
     "pancreas_segmentation": {"network": "g1", "loss": "weighted_dice", "lr": 1e-3},
-    "lung_classification": {"norm": "instance", "dropout": 0.0, "jitter": 0.0, "lr": 1e-3},
+    "lung_classification": {
+        "norm": "instance",
+        "dropout": 0.0,
+        "jitter": 0.0,
+        "lr": 1e-3,
+        "filters": (8, 16),
+    },
 }
 
 

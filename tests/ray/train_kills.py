@@ -1,5 +1,6 @@
 """Kills in the middle of a training: its workers, its driver, and rank 0 while it writes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ class Training:
         before = self.finished_epochs()
         self.until(lambda: self.finished_epochs() > before and bool(self.ranks()))
         done = self.finished_epochs()
-        self.ranks()[-1].send_signal(signal.SIGKILL)
+        _kill(self.ranks())
         return done
 
     def kill_in_checkpoint(self) -> str:
@@ -82,14 +83,14 @@ class Training:
             before = self.finished_epochs()
             torn = self.out / "checkpoints" / cp.name_of(before + 1)
             self.until(lambda torn=torn: (torn / "state.json").exists(), every_s=0.0005)
-            for rank in ranks:
-                rank.suspend()
-            if not (torn / "COMPLETE.json").exists():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 for rank in ranks:
-                    rank.send_signal(signal.SIGKILL)
-                return torn.name
-            for rank in ranks:
-                rank.resume()
+                    rank.suspend()
+                if not (torn / "COMPLETE.json").exists():
+                    _kill(ranks)
+                    return torn.name
+                for rank in ranks:
+                    rank.resume()
         raise AssertionError("no checkpoint was ever caught half written")
 
     def kill_driver(self) -> int:
@@ -103,6 +104,12 @@ class Training:
         _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive, f"{len(alive)} processes outlived their driver"
         return self.finished_epochs()
+
+
+def _kill(ranks: Sequence[psutil.Process]) -> None:
+    for rank in ranks:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rank.send_signal(signal.SIGKILL)
 
 
 def weights_sha256(out: Path) -> str:

@@ -52,4 +52,4 @@ def test_both_outlines_are_seen_where_truth_and_prediction_agree() -> None:
     mask = np.zeros((4, 32, 32), np.uint8)
     mask[2, 8:24, 8:24] = 1
     tile = compared_tile({"image": image, "mask": mask}, mask > 0)
-    assert pixels_of(tile, TRUTH).sum() > pixels_of(tile, FOUND).sum() > 500
+    assert min(pixels_of(tile, colour).sum() for colour in (TRUTH, FOUND)) > 500
