@@ -74,6 +74,8 @@ def _start_local(*, debug: bool) -> None:
     # RAY_AUTH_MODE is left to the user: unset, Ray makes a token and closes the local cluster,
     # which is what a laptop in a hospital needs. Ray reads it at import, so it cannot be set here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A machine of one's own is not taken away with a warning; the watcher is one more process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Inherited by the workers of a local Ray; a runtime_env would cost them their warm start.
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -102,7 +102,8 @@ class Training:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         _, alive = psutil.wait_procs(family, timeout=60)
-        assert not alive, f"{len(alive)} processes outlived their driver"
+        names = [" ".join(process.cmdline())[:80] for process in alive if process.is_running()]
+        assert not alive, f"outlived their driver: {names}"
         return self.finished_epochs()
 
 
