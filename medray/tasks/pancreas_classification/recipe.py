@@ -3,7 +3,7 @@
 Data      folders of DICOM, organ mask and a file `label`; also datalist with class and `mask`;
           with `mask_model=URI` our own pancreas_segmentation draws the mask
 Input     volume (96, 96, 96) int16 HU round the organ, mask (96, 96, 96) uint8; the network sees
-          HU -160..240 as -1..1 and the mask as second channel (`mask_channel`)
+          HU -40..240 as -1..1 and the mask as second channel (`mask_channel`)
 Model     encoder of the segmenter's attention U-Net with a pooled head; with `joint=true` the whole
           U-Net, which answers with the mask and the class at once
 Loss      binary cross-entropy, cancer weighted by `positive_weight`; joint: plus
@@ -71,6 +71,8 @@ class Hparams:
         filters: channels of the encoder's levels, fine to coarse.
         joint: one network with a mask output beside the class.
         mask_channel: the organ mask as second input; `auto` is on unless `joint`.
+        organ_only: where the mask is an input, voxels outside it are shown as the window's middle
+            (the original did so: 0 HU in a window of +-1024).
         mask_loss_weight: of the mask's loss under `joint`.
         positive_weight: of a cancer in the loss; no cancer is 1.
         dropout: before the head's last layer.
@@ -80,7 +82,9 @@ class Hparams:
         scale: sizes vary by up to this share, each axis by itself.
         rotate_deg: volumes are turned by up to this about one random axis.
         lr: learning rate; the original's was 1e-4.
-        patience: epochs without a better objective before the learning rate falls.
+        schedule: of the learning rate: `one_cycle` up and down over all steps, or `plateau`, the
+            original's: halved after `patience` epochs without a better objective.
+        patience: of the plateau, in epochs.
         epochs: passes over the training split.
         batch_size: volumes a worker takes at one step.
         seed: initial weights, order and augmentation.
@@ -95,15 +99,17 @@ class Hparams:
     filters: tuple[int, ...] = (16, 32, 64, 128, 256)
     joint: bool = False
     mask_channel: Literal["auto", "on", "off"] = "auto"
+    organ_only: bool = True
     mask_loss_weight: float = 1.0
     positive_weight: float = 1.0
     dropout: float = 0.0
-    window_low_hu: float = -160.0
+    window_low_hu: float = -40.0
     window_high_hu: float = 240.0
     flip: float = 0.5
     scale: float = 0.05
     rotate_deg: float = 10.0
     lr: float = 1e-3
+    schedule: Literal["one_cycle", "plateau"] = "one_cycle"
     patience: int = 30
     epochs: int = 200
     batch_size: int = 4
@@ -278,7 +284,8 @@ def inputs(batch: Batch, hp: Hparams) -> "Tensor":
             "the network takes the organ mask and these examples have none; prepare them with "
             "masks or --set mask_model=URI, or train with --set mask_channel=off"
         )
-    return torch.stack([image, center_crop(batch["mask"], hp.size).float()], dim=1)
+    mask = center_crop(batch["mask"], hp.size).float()
+    return torch.stack([image * mask if hp.organ_only else image, mask], dim=1)
 
 
 def model(hp: Hparams) -> "nn.Module":
@@ -337,5 +344,7 @@ def optimizer(network: "nn.Module", hp: Hparams) -> "Optimizer":
 
 
 def schedule(hp: Hparams) -> Schedule:
-    """Return the original's plateau: half after no better AUROC."""
+    """Return the chosen schedule; the original's is the plateau."""
+    if hp.schedule == "one_cycle" and hp.compat != "original":
+        return Schedule(kind="one_cycle")
     return Schedule(kind="plateau", factor=0.5, patience=hp.patience, cooldown=10, floor=1e-6)
