@@ -12,6 +12,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+PHANTOMS = {"pancreas_segmentation": 40, "lung_classification": 120, "pancreas_classification": 240}
+# Shapes of 0 and 255 in place of HU, and two classes of their own.
+ADRENAL = (
+    "view=thorax", "class_names=normal,hyperplasia", "window_low_hu=0", "window_high_hu=255",
+    "epochs=15", "lr=2e-3",
+)  # fmt: skip
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -31,12 +37,30 @@ def main() -> int:
         "bench-prepare": ["bench", "prepare", "--out", str(out / "bench-prepare")],
         "chaos": ["chaos", "--kills", str(options.kills), "--out", str(out / "chaos")],
     }
+    sections |= learning_sections(out, data)
     for folder in CORPUS if data else ():
         source = str(Path(data) / folder)
         sections[f"corpus-{folder}"] = ["convert", source, "--out", str(out / f"corpus-{folder}")]
     failed = [name for name, words in sections.items() if not section(out, name, words)]
     write_tables(out)
     return 1 if failed else 0
+
+
+def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
+    """Return what is learned: phantoms with the small presets, and real shapes where at hand."""
+    sections = {}
+    for task, patients in PHANTOMS.items():
+        made, done = str(out / f"phantom-{task}"), str(out / f"learn-{task}")
+        phantom = ["phantom", task, "--out", made, "--patients", str(patients), "--size", "tiny"]
+        sections[f"phantom-{task}"] = phantom
+        sections[f"learn-{task}"] = ["run", task, "--data", made, "--out", done, "--tiny"]
+    if data:
+        shapes = str(Path(data) / "cls3d" / "adrenalmnist3d_64" / "datalist.json")
+        done = str(out / "learn-adrenal")
+        settings = [word for setting in ADRENAL for word in ("--set", setting)]
+        words = ["run", "lung_classification", "--data", shapes, "--out", done, "--tiny", *settings]
+        sections["learn-adrenal"] = words
+    return sections
 
 
 def section(out: Path, name: str, words: list[str]) -> bool:
@@ -108,7 +132,7 @@ def results(records: dict[str, dict]) -> str:
     lines = ["# Results", "", "Made by `make numbers`; every row with its command.", ""]
     for name, record in records.items():
         lines += [f"## {name}", "", f"`{record['command']}` ({record['seconds']:.0f} s)", ""]
-        lines += chaos_rows(record) if name == "chaos" else [corpus_row(record)]
+        lines += _ROWS.get(name.partition("-")[0], corpus_rows)(record)
         lines.append("")
     return "\n".join(lines)
 
@@ -128,12 +152,46 @@ def chaos_rows(record: dict) -> list[str]:
     return lines
 
 
-def corpus_row(record: dict) -> str:
+def phantom_rows(record: dict) -> list[str]:
+    summary = record["summary"]
+    baseline = ", ".join(f"{name} {value:.3f}" for name, value in summary["baseline"].items())
+    return [f"{summary['num_cases']} cases; threshold-and-blob baseline: {baseline}"]
+
+
+def learning_rows(record: dict) -> list[str]:
+    """Return the metrics with intervals over patients and the trivial baseline."""
+    summary = record["summary"]
+    where = Path(record["command"].partition("--out ")[2].split()[0])
+    report = json.loads((ROOT / where / "evaluate" / "report.json").read_text())
+    chosen = summary["hyperparameters"]
+    seconds = ", ".join(f"{n} {stage['seconds']:.0f}" for n, stage in summary["stages"].items())
+    lines = [
+        f"Split {report['split']}, {report['num_patients']} patients, unseen in training. "
+        f"Seed {chosen['seed']}, {chosen['epochs']} epochs. Seconds: {seconds}.",
+        "",
+        "| metric | value | 95 % interval | baseline |",
+        "|---|---|---|---|",
+    ]
+    for name, found in report["metrics"].items():
+        low, high = found["ci95"]
+        beside = report["baseline"].get(name)
+        lines.append(f"| {name} | {_n(found['value'])} | {_n(low)} to {_n(high)} | {_n(beside)} |")
+    return lines
+
+
+def _n(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def corpus_rows(record: dict) -> list[str]:
     counts = record["summary"]["counts"]
     names = ("inputs", "done", "skipped", "rejected")
     numbers = ", ".join(f"{counts[f'num_{name}']} {name}" for name in names)
     reasons = ", ".join(f"{reason} {n}" for reason, n in counts["rejected_by_reason"].items())
-    return f"{numbers}: {reasons}"
+    return [f"{numbers}: {reasons}"]
+
+
+_ROWS = {"chaos": chaos_rows, "phantom": phantom_rows, "learn": learning_rows}
 
 
 if __name__ == "__main__":
