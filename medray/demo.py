@@ -1,6 +1,7 @@
-"""`make demo`: phantom and, where it is at hand, real data are indexed, converted and prepared."""
+"""`make demo`: phantom and, where it is at hand, real data, up to a trained model and its masks."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -23,25 +24,39 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     _say("A local Ray starts; everything below runs as its tasks.")
     with ray_session(None):
-        codes = _phantoms(root) + _real(root)
+        codes = _phantoms(root) + _real(root) + _learn(root)
     _finish(root, time.monotonic() - began)
     return 0 if set(codes) <= _GOOD_CODES else 1
 
 
 def _phantoms(root: Path) -> list[int]:
-    lung, pancreas = str(root / "phantom-lung"), str(root / "phantom-pancreas")
+    lung = str(root / "phantom-lung")
     _say("1. Synthetic patients, in the true layout of Lung-PET-CT-Dx, with a zoo of defects")
     codes = [_phantom("lung_detection", lung, "--defects")]
     _say("2. Index: which files are there, which series do they make, what is wrong with them")
     codes.append(_run("index", lung, "--out", str(root / "index")))
     _say("3. Convert: volumes of 1.5 mm as NIfTI, each read back by another reader")
     codes.append(_run("convert", lung, "--out", str(root / "nifti"), "--spacing", "1.5"))
-    _say("4. Prepare: training examples with boxes, and with masks")
+    _say("4. Prepare: training examples with boxes")
     data = ("--data", lung, "--out", str(root / "prepared-lung"), "--tiny")
-    codes.append(_run("prepare", "lung_detection", *data))
-    codes.append(_phantom("pancreas_segmentation", pancreas))
-    data = ("--data", pancreas, "--out", str(root / "prepared-pancreas"), "--tiny")
-    codes.append(_run("prepare", "pancreas_segmentation", *data))
+    return [*codes, _run("prepare", "lung_detection", *data)]
+
+
+def _learn(root: Path) -> list[int]:
+    _say("6. Learn: a model that draws the pancreas of synthetic patients it never saw")
+    pancreas, out = str(root / "phantom-pancreas"), root / "pancreas"
+    codes = [_phantom("pancreas_segmentation", pancreas, "--size", "tiny", patients=40)]
+    data = ("--data", pancreas, "--out", str(out), "--tiny")
+    codes.append(_run("run", "pancreas_segmentation", *data))
+    codes.append(_run("info", str(out / "train")))
+    report = out / "evaluate" / "report.json"
+    if report.exists():
+        dice = json.loads(report.read_text())["metrics"]["dice"]
+        low, high = dice["ci95"]
+        _say(
+            f"Dice {dice['value']:.3f} ({low:.3f} to {high:.3f}); report: {out}/evaluate/report.html"
+        )
+        sys.stdout.write(f"masks over the CT, with pictures: {out}/predict/*/prediction.nii.gz\n")
     return codes
 
 
@@ -60,12 +75,12 @@ def _real(root: Path) -> list[int]:
     return [*codes, _run("prepare", "lung_detection", *data, *loose)]
 
 
-def _phantom(task: str, out: str, *options: str) -> int:
+def _phantom(task: str, out: str, *options: str, patients: int = 8) -> int:
     """Make a phantom unless an earlier demo left it; its files then count as unchanged."""
     if (Path(out) / "truth.json").exists():
         sys.stdout.write(f"{out} is there already\n")
         return EXIT_DONE
-    return _run("phantom", task, "--out", out, "--patients", "8", *options)
+    return _run("phantom", task, "--out", out, "--patients", str(patients), *options)
 
 
 def _run(*arguments: str) -> int:
@@ -84,10 +99,10 @@ def _finish(root: Path, seconds: float) -> None:
             many = f"  ({sum(1 for _ in path.rglob('*'))} files)" if path.is_dir() else ""
             sys.stdout.write(f"  {path}{many}\n")
     sys.stdout.write(
-        "Look at the contact sheets first. Next, on your own data:\n"
+        "Look at the contact sheet and at pancreas/evaluate/report.html. Next, on your own data:\n"
         "  .venv/bin/medray index YOUR_DICOM --out index\n"
         "  .venv/bin/medray convert YOUR_DICOM --out nifti\n"
-        "  .venv/bin/medray prepare TASK --data YOUR_DATA --out prepared\n"
+        "  .venv/bin/medray run TASK --data YOUR_DATA --out run\n"
     )
 
 

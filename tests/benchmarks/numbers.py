@@ -166,7 +166,7 @@ def learning_rows(record: dict) -> list[str]:
     chosen = summary["hyperparameters"]
     seconds = ", ".join(f"{n} {stage['seconds']:.0f}" for n, stage in summary["stages"].items())
     lines = [
-        f"Split {report['split']}, {report['num_patients']} patients, unseen in training. "
+        f"Split {report['split']}, {report['num_patients']} patients, unseen in training.",
         f"Seed {chosen['seed']}, {chosen['epochs']} epochs. Seconds: {seconds}.",
         "",
         "| metric | value | 95 % interval | baseline |",

@@ -135,7 +135,7 @@ def test_a_killed_rank_a_torn_checkpoint_and_a_killed_driver_change_nothing(tmp_
         "val": shape_examples(4, size=16, num_classes=3, seed=1),
     }
     data = write_prepared(tmp_path / "data", recipe, hparams, examples)
-    arguments = ["lung_classification", "--tiny", "--data", str(data), "--epochs", "60"]
+    arguments = ["lung_classification", "--tiny", "--data", str(data), "--epochs", "40"]
     arguments += ["--set", "batch_size=2", "--set", "filters=16,64"]
     clean = train_kills.Training(arguments, tmp_path / "clean")
     clean.start()
@@ -146,7 +146,7 @@ def test_a_killed_rank_a_torn_checkpoint_and_a_killed_driver_change_nothing(tmp_
     torn = hurt.kill_in_checkpoint()
     hurt.until((hurt.out / "checkpoints" / torn / "COMPLETE.json").exists)
     epochs = hurt.kill_driver()
-    assert epochs < 60
+    assert epochs < 40
     hurt.start()
     assert hurt.wait() == 0
     assert train_kills.weights_sha256(hurt.out) == train_kills.weights_sha256(clean.out)

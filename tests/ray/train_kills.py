@@ -94,11 +94,11 @@ class Training:
         raise AssertionError("no checkpoint was ever caught half written")
 
     def kill_driver(self) -> int:
-        """Kill the driver; its Ray goes with it, which is waited for."""
+        """Kill the driver; its ranks go with it, which is waited for (Ray's agents take longer)."""
         before = self.finished_epochs()
         self.until(lambda: self.finished_epochs() > before)
         assert self.process is not None
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        family = self.ranks()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         _, alive = psutil.wait_procs(family, timeout=60)
