@@ -53,9 +53,8 @@ def _learn(root: Path) -> list[int]:
     if report.exists():
         dice = json.loads(report.read_text())["metrics"]["dice"]
         low, high = dice["ci95"]
-        _say(
-            f"Dice {dice['value']:.3f} ({low:.3f} to {high:.3f}); report: {out}/evaluate/report.html"
-        )
+        _say(f"Dice {dice['value']:.3f} ({low:.3f} to {high:.3f}) on unseen patients")
+        sys.stdout.write(f"report: {out}/evaluate/report.html\n")
         sys.stdout.write(f"masks over the CT, with pictures: {out}/predict/*/prediction.nii.gz\n")
     return codes
 
