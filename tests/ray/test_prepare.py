@@ -15,7 +15,7 @@ from medray.datasets.split import SplitOptions
 from medray.dicom.decoder import process_decoder
 from medray.engine.examples import decode_example
 from medray.engine.prepare import PrepareOptions, prepare, work_key
-from medray.engine.prepare_task import CountingReader
+from medray.engine.prepare_task import CountingReader, Transform
 from medray.engine.run import Run
 from medray.engine.source_tree import TreeOptions, read_tree
 from medray.errors import ConfigError, GateError
