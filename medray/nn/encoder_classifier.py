@@ -34,12 +34,14 @@ class EncoderClassifierConfig:
         head: `pool` takes mean and maximum of each channel, `flatten` every voxel of the features.
         size_zyx: of the images, voxels; the `flatten` head is bound to it, `pool` ignores it.
         dropout: share of pooled or flattened features set to zero.
+        head_norm: batch norm of the pooled features, for findings that are small in the volume.
     """
 
     unet: AttentionUNetConfig = field(default_factory=_default_unet)
     head: Literal["pool", "flatten"] = "pool"
     size_zyx: Triple = (96, 96, 96)
     dropout: float = 0.2
+    head_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.head not in {"pool", "flatten"}:
@@ -103,7 +105,7 @@ class MaskAndClass(nn.Module):
 def _head(config: EncoderClassifierConfig) -> nn.Module:
     channels = config.unet.filters[-1]
     if config.head == "pool":
-        return PoolHead(channels, 1, dropout=config.dropout)
+        return PoolHead(channels, 1, dropout=config.dropout, norm=config.head_norm)
     depth, height, width = (
         side // ratio for side, ratio in zip(config.size_zyx, config.unet.total_stride, strict=True)
     )

@@ -297,8 +297,9 @@ def model(hp: Hparams) -> "nn.Module":
         original = encoder_classifier.g2()
         return EncoderClassifier(replace(original, size_zyx=(hp.size,) * 3))
     config = encoder_classifier.preset(hp.filters)
-    unet = replace(config.unet, in_channels=2 if hp.takes_mask else 1)
-    config = replace(config, unet=unet, size_zyx=(hp.size,) * 3, dropout=hp.dropout)
+    groups = max(1, min(config.unet.groups, hp.filters[0] // 2))
+    unet = replace(config.unet, in_channels=2 if hp.takes_mask else 1, groups=groups)
+    config = replace(config, unet=unet, size_zyx=(hp.size,) * 3, dropout=hp.dropout, head_norm=True)
     return MaskAndClass(config) if hp.joint else EncoderClassifier(config)
 
 
