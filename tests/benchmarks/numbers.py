@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PHANTOMS = {"pancreas_segmentation": 40, "lung_classification": 120, "pancreas_classification": 240}
+# Their tumours are a few voxels of a whole thorax at this size.
+PHANTOM_SETTINGS = {"lung_classification": ["--set", "view=box"]}
 # Shapes of 0 and 255 in place of HU, and two classes of their own.
 ADRENAL = (
     "view=thorax", "class_names=normal,hyperplasia", "window_low_hu=0", "window_high_hu=255",
@@ -53,7 +55,8 @@ def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
         made, done = str(out / f"phantom-{task}"), str(out / f"learn-{task}")
         phantom = ["phantom", task, "--out", made, "--patients", str(patients), "--size", "tiny"]
         sections[f"phantom-{task}"] = phantom
-        sections[f"learn-{task}"] = ["run", task, "--data", made, "--out", done, "--tiny"]
+        more = PHANTOM_SETTINGS.get(task, [])
+        sections[f"learn-{task}"] = ["run", task, "--data", made, "--out", done, "--tiny", *more]
     if data:
         shapes = str(Path(data) / "cls3d" / "adrenalmnist3d_64" / "datalist.json")
         done = str(out / "learn-adrenal")

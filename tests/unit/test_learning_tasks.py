@@ -367,11 +367,6 @@ def test_two_named_classes_decide_by_the_threshold_and_more_by_the_greatest():
         ("pancreas_segmentation", ["flip=2"], "flip must lie in 0..1"),
         ("pancreas_segmentation", ["dice_weight=0"], "dice_weight must be > 0"),
         ("pancreas_segmentation", ["epochs=0"], "must be at least 1"),
-        (
-            "pancreas_segmentation",
-            ["grid=isotropic", "batch_size=2"],
-            "batch_size must be 1",
-        ),
         ("pancreas_classification", ["joint=true", "mask_channel=on"], "predicts the mask"),
         ("pancreas_classification", ["positive_weight=0"], "positive_weight must be > 0"),
         ("lung_classification", ["class_names=one"], "at least two different ones"),

@@ -156,7 +156,7 @@ def recipe() -> Recipe[Hparams]:
         kind="class3d",
         transform_version=1,
         hparams=Hparams(),
-        tiny_hparams=Hparams(view="box", size=32, lr=3e-3, epochs=24),
+        tiny_hparams=Hparams(size=32, lr=3e-3, epochs=24),
         prepare_fields=("view", "size", "box_mm", "pet_channel", "compat"),
         records_fields=("large_cell", "class_names"),
         records=records,

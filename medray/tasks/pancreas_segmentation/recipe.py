@@ -117,8 +117,6 @@ class Hparams:
             raise ValueError(f"filters must be at least two numbers > 0, got {self.filters}")
         if self.window_high_hu <= self.window_low_hu:
             raise ValueError("window_high_hu must be above window_low_hu")
-        if self.grid == "isotropic" and self.batch_size != 1 and self.compat == "none":
-            raise ValueError("grid=isotropic gives volumes of several sizes: batch_size must be 1")
         if self.dice_weight <= 0 or self.lr < 0 or self.weight_decay < 0:
             raise ValueError("dice_weight must be > 0, lr and weight_decay >= 0")
         if min(self.epochs, self.batch_size, self.patience) < 1:
