@@ -9,7 +9,8 @@ Model     encoder of the segmenter's attention U-Net with a pooled head; with `j
 Loss      binary cross-entropy, cancer weighted by `positive_weight`; joint: plus
           `mask_loss_weight` times the soft Dice loss of the mask
 Expected  none published (the model card could not be had);
-          phantoms with --tiny: AUROC at least 0.95 of unseen patients (docs/results.md)
+          240 small phantoms, size 32, 22 epochs: AUROC of 48 unseen patients 1.00, 0.98 and 0.83
+          by seed 0, 1, 2, so not yet 0.95 for every seed; 32 epochs, as in --tiny, not measured
 Command   medray prepare pancreas_classification --data DIR --out URI
           medray train pancreas_classification --data URI --out URI
 
@@ -150,7 +151,10 @@ def recipe() -> Recipe[Hparams]:
         kind="score3d",
         transform_version=1,
         hparams=Hparams(),
-        tiny_hparams=Hparams(size=32, filters=(8, 16, 32), epochs=30),
+        # Not turned or scaled: at 32^3 a mask resampled beside its image lets fat into the organ.
+        tiny_hparams=Hparams(
+            size=32, filters=(8, 16), lr=5e-3, epochs=32, batch_size=8, scale=0.0, rotate_deg=0.0
+        ),
         prepare_fields=("size", "margin", "outside_zero", "mask_value", "compat"),
         records=records,
         prepare=prepare,
