@@ -13,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PHANTOMS = {"pancreas_segmentation": 40, "lung_classification": 120, "pancreas_classification": 240}
+# On the coarsest matrix a mass and a duct of equal volume are the same few voxels.
+PHANTOM_SIZES = {"pancreas_classification": "small"}
 # Their tumours are a few voxels of a whole thorax at this size.
 PHANTOM_SETTINGS = {"lung_classification": ["--set", "view=box"]}
 # Shapes of 0 and 255 in place of HU, and two classes of their own.
@@ -53,7 +55,8 @@ def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
     sections = {}
     for task, patients in PHANTOMS.items():
         made, done = str(out / f"phantom-{task}"), str(out / f"learn-{task}")
-        phantom = ["phantom", task, "--out", made, "--patients", str(patients), "--size", "tiny"]
+        size = PHANTOM_SIZES.get(task, "tiny")
+        phantom = ["phantom", task, "--out", made, "--patients", str(patients), "--size", size]
         sections[f"phantom-{task}"] = phantom
         more = PHANTOM_SETTINGS.get(task, [])
         sections[f"learn-{task}"] = ["run", task, "--data", made, "--out", done, "--tiny", *more]
