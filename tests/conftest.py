@@ -46,18 +46,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """One local Ray for a test module; stopped by the module that started it."""
-    import ray
+    from tests.local_ray import local_ray_of
 
-    from medray.engine.cluster import WORKER_ENVIRONMENT
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=256 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
-    )
-    yield
-    ray.shutdown()
+    with local_ray_of(num_cpus=2, dashboard=False):
+        yield

@@ -1,7 +1,7 @@
 """The learning rate as a function of step and epoch, and of how the objective went."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from medray.learning import Objective, Schedule
@@ -79,10 +79,6 @@ class LearningRate:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._plateau = dict(state)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the schedule as plain values."""
-        return asdict(self.schedule)
 
 
 def _cosine(start: float, end: float, share: float) -> float:

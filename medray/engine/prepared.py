@@ -1,7 +1,6 @@
 """A prepared data set as training sees it: checked against its task, and its gates. No Ray."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,8 +141,3 @@ def pass_gates(
         if not prepared.split(name):
             raise ConfigError(f"the prepared data have no example in split {name}")
     return findings
-
-
-def example_shapes(row: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of an example's arrays."""
-    return {name: tuple(shape) for name, shape in json.loads(row["shapes"]).items()}

@@ -9,26 +9,14 @@ import pytest
 
 from medray.engine.actor_pool import Pool
 from medray.engine.data import Item
+from tests.local_ray import local_ray_of
 
 
 @pytest.fixture(scope="module")
 def ray_with_state() -> Iterator[None]:
     """Local Ray with its state API, which the dashboard serves."""
-    import ray
-
-    from medray.engine.cluster import WORKER_ENVIRONMENT
-
-    ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=256 << 20,
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
-    )
-    yield
-    ray.shutdown()
+    with local_ray_of(num_cpus=2, dashboard=True):
+        yield
 
 
 def answers_in_process(items: Sequence[Item], pool: Pool) -> Iterator[dict[str, Any]]:

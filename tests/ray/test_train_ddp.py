@@ -13,6 +13,7 @@ from medray.engine.prepared import open_prepared
 from medray.engine.train import TrainRequest, train
 from medray.engine.train_options import TrainOptions, Workers
 from medray.tasks import get_recipe
+from tests.local_ray import local_ray_of
 from tests.prepared_data import mask_examples, shape_examples, write_prepared
 from tests.ray import train_kills
 
@@ -26,22 +27,9 @@ def ray_with_state() -> Iterator[None]:
     """A local Ray whose state API can be asked."""
     import os
 
-    import ray
-
-    from medray.engine.cluster import WORKER_ENVIRONMENT
-
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=256 << 20,
-        include_dashboard=True,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": WORKER_ENVIRONMENT},
-    )
-    yield
-    ray.shutdown()
+    with local_ray_of(num_cpus=4, dashboard=True):
+        yield
 
 
 def _request(
