@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = "dict[str, Tensor]"
+Inputs: TypeAlias = "Tensor | dict[str, Tensor]"
 Outputs: TypeAlias = "Tensor | dict[str, Tensor]"
+Case: TypeAlias = Mapping[str, Any]
 HparamsT = TypeVar("HparamsT")
 
 
@@ -107,6 +109,10 @@ class Prediction:
         mask: (depth, height, width) uint8 on the original grid, or None.
         affine_lps: (4, 4) of the mask's grid.
         volume_ml: of the mask, or None.
+        boxes_xyxy_px: (n, 4) in pixels of the original image, best first, or None where the task
+            finds no boxes.
+        box_scores: one per box.
+        box_labels: class index of each box.
     """
 
     scores: tuple[float, ...] = ()
@@ -115,6 +121,9 @@ class Prediction:
     mask: np.ndarray | None = None
     affine_lps: np.ndarray | None = None
     volume_ml: float | None = None
+    boxes_xyxy_px: np.ndarray | None = None
+    box_scores: tuple[float, ...] = ()
+    box_labels: tuple[int, ...] = ()
 
 
 def mask_threshold(inference: Mapping[str, Any]) -> float:
@@ -149,14 +158,19 @@ class Learning(Generic[HparamsT]):
         model: a fresh network; its weights come from torch's global generator.
         collate: arrays of several examples to one batch of arrays, on the CPU.
         augment: (batch on the model's device, one seed per example) to a batch of the same kind.
-        inputs: (batch) to the network's float32 input.
+        sampler: (training cases, epoch, hyperparameters) to the positions of the cases that the
+            epoch visits, repeats included, as many in every epoch; None visits each case once. A
+            case has `key`, `patient_id`, `label` and `num_boxes`.
+        inputs: (batch) to what the network is called with: float32, or named tensors of which some
+            may be targets where a network makes its own losses.
         loss_sums: (outputs, batch) to float32 (k,) sums that add over examples and workers.
         loss_value: (sums) to the loss (); the engine adds sums over all workers first.
         penalty: (network) to a term of the weights, or None.
         optimizer: (network) to its optimiser.
         schedule: how the learning rate moves.
         probabilities: (outputs) to named float32 tensors with B first: `class` (B, C) and
-            `mask` (B, D, H, W), the foreground's.
+            `mask` (B, D, H, W), the foreground's; a detector's `boxes` (B, K, 4) in pixels of the
+            frame, `scores` (B, K), 0 where there is no box, and `classes` (B, K).
         measure: (probabilities, batch) to one row per example; rows are gathered whole.
         metrics: (rows, inference) to named numbers, of any set of rows.
         choose: (validation rows) to the inference parameters, e.g. `{"threshold": 0.4}`.
@@ -171,7 +185,8 @@ class Learning(Generic[HparamsT]):
     model: "Callable[[HparamsT], nn.Module]"
     collate: Callable[[Sequence[Mapping[str, np.ndarray]]], dict[str, np.ndarray]] = stack_examples
     augment: "Callable[[Batch, Sequence[int], HparamsT], Batch]"
-    inputs: "Callable[[Batch, HparamsT], Tensor]"
+    sampler: Callable[[Sequence[Case], int, HparamsT], Sequence[int]] | None = None
+    inputs: "Callable[[Batch, HparamsT], Inputs]"
     loss_sums: "Callable[[Outputs, Batch, HparamsT], Tensor]"
     loss_value: "Callable[[Tensor, HparamsT], Tensor]"
     penalty: "Callable[[nn.Module, HparamsT], Tensor] | None" = None

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from medray import storage
 from medray.errors import DataError
+from medray.learning import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,7 @@ class ExampleTable:
     """What reading the examples of one split takes.
 
     Attributes:
-        uris, sha256s, labels, keys, patient_ids: by index.
+        uris, sha256s, labels, keys, patient_ids, num_boxes: by index.
         donors: index whose label and mask an example gets; () leaves each its own.
     """
 
@@ -25,10 +26,24 @@ class ExampleTable:
     labels: tuple[int, ...]
     keys: tuple[str, ...]
     patient_ids: tuple[str, ...]
+    num_boxes: tuple[int, ...]
     donors: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.uris)
+
+    def cases(self) -> list[Case]:
+        """Return what a task's sampler sees of each example, labels dealt out anew included."""
+        sources = self.donors or range(len(self))
+        return [
+            {
+                "key": self.keys[index],
+                "patient_id": self.patient_ids[index],
+                "label": self.labels[source],
+                "num_boxes": self.num_boxes[source],
+            }
+            for index, source in enumerate(sources)
+        ]
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an example file.
@@ -57,6 +72,7 @@ def example_table(
         labels=tuple(int(row["label"]) for row in rows),
         keys=tuple(str(row["key"]) for row in rows),
         patient_ids=tuple(str(row["patient_id"]) for row in rows),
+        num_boxes=tuple(int(row["num_boxes"]) for row in rows),
         donors=donors,
     )
 

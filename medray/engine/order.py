@@ -1,8 +1,12 @@
 """Which example goes where: the same global batches for any number of workers. No Ray."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+from medray.errors import MedrayError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,17 +22,25 @@ class Order:
         batch_size: B, examples a worker takes at one step.
         num_workers: W.
         seed: of the orders and of the examples' own seeds.
+        draw: the indices that an epoch visits where that is not each one once; `num_examples` of
+            them in every epoch.
     """
 
     num_examples: int
     batch_size: int
     num_workers: int
     seed: int
+    draw: Callable[[int], Sequence[int]] | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Return the examples that all workers take at one step."""
+        return self.batch_size * self.num_workers
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the steps that every worker makes in an epoch."""
-        return -(-self.num_examples // (self.batch_size * self.num_workers))
+        return -(-self.num_examples // self.global_batch)
 
     def positions(self, step: int, rank: int) -> np.ndarray:
         """Return a worker's positions in the epoch's order at a step, (B,) int64."""
@@ -37,14 +49,28 @@ class Order:
 
     def examples(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """Return the examples' indices at positions of an epoch."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
-        return np.asarray(order[positions % self.num_examples])
+        return np.asarray(_epoch_order(self, epoch)[positions % self.num_examples])
 
     def seeds(self, epoch: int, positions: np.ndarray) -> list[int]:
         """Return one seed per position; an example that comes twice differs the second time."""
-        length = self.steps_per_epoch * self.batch_size * self.num_workers
+        length = self.steps_per_epoch * self.global_batch
         state = np.random.SeedSequence([self.seed, epoch, 1]).generate_state(length)
         return [int(seed) for seed in state[positions]]
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(order: Order, epoch: int) -> np.ndarray:
+    """Return the indices in the order of an epoch; asked for row by row where they stream."""
+    shuffled = np.random.default_rng([order.seed, epoch]).permutation(order.num_examples)
+    if order.draw is None:
+        return shuffled
+    drawn = np.asarray(order.draw(epoch), dtype=np.int64)
+    if drawn.shape != shuffled.shape:
+        raise MedrayError(
+            f"the task's sampler gave {len(drawn)} cases in epoch {epoch}, before "
+            f"{order.num_examples}; every epoch must have as many"
+        )
+    return np.asarray(drawn[shuffled])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

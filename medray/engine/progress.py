@@ -92,12 +92,11 @@ class EpochProgress:
         values = [f"loss {facts['loss']:.4f}"]
         values += [
             f"val {name} {value:.3f}"
-            for name, value in facts.get("metrics", {}).items()
-            if value is not None and name in facts.get("shown", ())
+            for name, value in facts["metrics"].items()
+            if value is not None
         ]
-        rate = facts.get("examples_per_s")
-        speed = f", {rate:.1f} examples/s" if rate else ""
-        line = f"train: epoch {done:.1f}/{self.epochs}, {', '.join(values)}{speed}{left}"
+        values.append(f"{facts['examples_per_s']:.1f} examples/s")
+        line = f"train: epoch {done:.1f}/{self.epochs}, {', '.join(values)}{left}"
         sys.stderr.write(f"\r\x1b[K{line}" if self._tty else f"{line}\n")
         sys.stderr.flush()
 

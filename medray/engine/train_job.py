@@ -1,6 +1,8 @@
 """What every rank of a training is told; plain values, sent once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from medray import storage
@@ -8,6 +10,7 @@ from medray.engine.example_table import ExampleTable
 from medray.engine.order import Order
 from medray.engine.train_options import TrainOptions, Workers
 from medray.errors import MedrayError
+from medray.learning import Case
 from medray.recipe import Recipe
 
 _OWNER = ".medray/owner.json"
@@ -15,6 +18,11 @@ _OWNER = ".medray/owner.json"
 
 class TrainStoppedError(MedrayError):
     """The run's --out belongs to a newer run: this rank is an orphan of a killed driver."""
+
+
+def _drawn(sampler: Any, cases: Sequence[Case], hparams: Any, epoch: int) -> Sequence[int]:
+    drawn: Sequence[int] = sampler(cases, epoch, hparams)
+    return drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +55,14 @@ class TrainJob:
     @property
     def order(self) -> Order:
         """Return which example goes where."""
+        table, sampler = self.tables["train"], self.recipe.learns().sampler
+        draw = partial(_drawn, sampler, table.cases(), self.hparams) if sampler else None
         return Order(
-            num_examples=len(self.tables["train"]),
+            num_examples=len(draw(0)) if draw else len(table),
             batch_size=self.hparams.batch_size,
             num_workers=max(1, self.workers.num_workers),
             seed=self.hparams.seed,
+            draw=draw,
         )
 
     def own(self) -> None:

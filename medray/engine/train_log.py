@@ -95,20 +95,27 @@ class TrainLog:
             where = storage.join(self.job.out, TENSORBOARD, name)
             storage.write_atomic(where, path.read_bytes())
 
-    def progress(self, epoch: int, share: float, loss: "torch.Tensor") -> None:
-        """Show how far the epoch is, once a second at most."""
+    def progress(self, epochs: float, loss: "torch.Tensor", *, examples_per_s: float) -> None:
+        """Show how far the training is, once a second at most."""
         now = time.monotonic()
         if self.job.board is None or not self.is_writer or now - self._shown < _PROGRESS_EVERY_S:
             return
         self._shown = now
-        facts = {"epochs": epoch + share, "loss": float(loss), "metrics": self._last_metrics()}
+        metric = self.job.recipe.learns().objective.metric
+        facts = {
+            "epochs": epochs,
+            "loss": float(loss),
+            "examples_per_s": examples_per_s,
+            "metrics": {metric: self._newest(metric)},
+        }
         self.job.board.tell.remote(facts)
 
-    def _last_metrics(self) -> dict[str, float]:
-        """Return the newest validation values."""
-        found = [row for row in self.rows if row["split"] == "val"]
-        last = found[-1]["epoch"] if found else 0
-        return {row["name"]: row["value"] for row in found if row["epoch"] == last}
+    def _newest(self, metric: str) -> float | None:
+        """Return the newest validation value; None before the first, or where it is undefined."""
+        found = (
+            r["value"] for r in reversed(self.rows) if (r["split"], r["name"]) == ("val", metric)
+        )
+        return next(found, None)
 
 
 @ray.remote(num_cpus=0)

@@ -28,7 +28,7 @@ from medray.engine.feed import RankFeed
 from medray.engine.learning_rate import LearningRate
 from medray.engine.train_job import TrainJob
 from medray.engine.train_log import TrainLog
-from medray.engine.train_step import MAX_BAD_STEPS, Stepper, use_precision
+from medray.engine.train_step import MAX_BAD_STEPS, Stepper, use_precision, weights_channels_last
 from medray.engine.weights import load_weights
 from medray.errors import DataError, MedrayError
 from medray.learning import Row
@@ -126,14 +126,14 @@ class Rank:
             group = []
             if stepper.bad_steps >= MAX_BAD_STEPS:
                 raise self._not_finite()
-            self.log.progress(self.epoch, number / steps, loss)
+            speed = number * self.feed.order.global_batch / (time.perf_counter() - began)
+            self.log.progress(self.epoch + number / steps, loss, examples_per_s=speed)
         seconds = time.perf_counter() - began
-        seen = steps * self.feed.order.batch_size * self.feed.order.num_workers
         return {
             "loss": float(torch.stack(losses).mean()),
             "grad_norm": float(torch.stack(norms).mean()),
             "lr": self.rate.rates(self.step - 1, self.epoch)[0],
-            "examples_per_s": seen / seconds,
+            "examples_per_s": steps * self.feed.order.global_batch / seconds,
         }
 
     def _seed(self) -> int:
@@ -352,7 +352,7 @@ def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
     if options.channels_last == "auto":
         channels_last = options.compile or not cuda
     if channels_last:
-        module = module.to(memory_format=torch.channels_last_3d)
+        weights_channels_last(module)
     network: nn.Module = ray.train.torch.prepare_model(module)
     module = getattr(network, "module", network) if network is not module else module
     if options.compile:

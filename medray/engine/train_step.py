@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from medray.engine.train_options import TrainOptions
-from medray.learning import Batch, Learning, Outputs
+from medray.learning import Batch, Inputs, Learning, Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,27 @@ def use_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def channels_last(inputs: Inputs) -> Inputs:
+    """Return images (B, C, H, W) and volumes (B, C, D, H, W) with their channels innermost."""
+    if isinstance(inputs, dict):
+        return {name: _channels_last(value) for name, value in inputs.items()}
+    return _channels_last(inputs)
+
+
+def _channels_last(value: "Tensor") -> "Tensor":
+    wanted = _FORMATS.get(value.ndim)
+    return value if wanted is None else value.contiguous(memory_format=wanted)
+
+
+def weights_channels_last(module: "nn.Module") -> None:
+    """Put the channels of all kernels innermost; `Module.to` knows one number of axes at a time."""
+    for parameter in module.parameters():
+        parameter.data = _channels_last(parameter.data)
+
+
 @dataclass(slots=True, kw_only=True)
 class Stepper:
     """Makes optimiser steps from batches.
@@ -78,8 +99,8 @@ class Stepper:
     def forward(self, batch: Batch) -> Outputs:
         """Run the network on a batch, in training or evaluation as it is set."""
         inputs = self.learning.inputs(batch, self.hparams)
-        if self.channels_last and inputs.ndim == 5:
-            inputs = inputs.contiguous(memory_format=torch.channels_last_3d)
+        if self.channels_last:
+            inputs = channels_last(inputs)
         with autocast(self.device, self.precision):
             outputs: Outputs = self.network(inputs)
         return outputs

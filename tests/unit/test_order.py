@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medray.engine.order import Order, StreamPlan
+from medray.errors import MedrayError
 
 
 def _global_batches(num_workers: int, batch_size: int, epoch: int) -> list[set[int]]:
@@ -76,3 +77,21 @@ def test_round_robin_blocks_give_each_rank_its_positions(
             for position in order.positions(step, rank)
         ]
         assert dealt[: len(wanted)] == wanted
+
+
+def _positives_thrice(epoch: int) -> list[int]:
+    return [0, 1, 2, 3, 4, *[5 + epoch % 2] * 3]
+
+
+def test_an_epoch_visits_what_the_sampler_drew() -> None:
+    order = Order(num_examples=8, batch_size=4, num_workers=1, seed=0, draw=_positives_thrice)
+    for epoch in (0, 1):
+        seen = order.examples(epoch, np.arange(8))
+        assert sorted(seen) == _positives_thrice(epoch)
+        assert list(seen) != _positives_thrice(epoch), "drawn cases must be mixed"
+
+
+def test_a_sampler_of_changing_length_is_an_error() -> None:
+    order = Order(num_examples=7, batch_size=7, num_workers=1, seed=0, draw=_positives_thrice)
+    with pytest.raises(MedrayError, match="8 cases in epoch 0, before 7"):
+        order.examples(0, np.arange(7))
