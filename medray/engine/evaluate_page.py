@@ -1,7 +1,6 @@
 """report.html of an evaluation; what is drawn follows from the columns of the rows alone."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from medray import storage
 from medray.engine.box_figures import has_boxes, size_tables
 from medray.engine.evaluate_figures import case_figures, case_score, is_classified
 from medray.engine.package import model_warnings
-from medray.engine.train_log import METRICS
+from medray.engine.train_log import METRICS, read_metrics
 from medray.engine.weights import package_uri
 from medray.errors import DataError
 from medray.figures import Figure, training_figure
@@ -93,12 +92,9 @@ def _training_rows(model: str) -> list[dict[str, Any]]:
     where = storage.normalise(package_uri(model))
     if where.startswith("zip://"):
         return []
-    where = storage.join(where.rpartition("/")[0], METRICS)
+    out = where.rpartition("/")[0]
     try:
-        if not storage.exists(where):
-            return []
-        lines = storage.read_bytes(where).decode().splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(out) if storage.exists(storage.join(out, METRICS)) else []
     except (DataError, ValueError):
         return []  # the log is of another run, or was cut: the report does without it
 
