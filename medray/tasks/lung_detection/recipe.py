@@ -2,7 +2,8 @@
 
 Data      TCIA Lung-PET-CT-Dx, VOC boxes matched by SOP Instance UID; also YOLO folders, datalist
 Input     one slice, 512 x 512: HU int16 (1, H, W), or uint8 (3, H, W) for colour and `windows`; the
-          network sees HU -1000..400, or 0..255, as 0..1, in training and serving at one size
+          network sees HU through three windows, or colours, as 0..1, in training and serving at
+          one size
 Model     YOLOv5s, one class; published v6 and v7 weights fit it
 Loss      CIoU, objectness; mosaic, scale, shift, flip, jitter of values or colours
 Expected  P 0.826, R 0.800, mAP50 0.824, mAP50-95 0.356 (author's validation set, also used for
@@ -79,8 +80,6 @@ class Hparams:
         compat: `original` for what the original did.
         depth: multiplies the network's repeats; 0.33 for the published n and s, 0.67 for m.
         width: multiplies its channels; 0.25 for n, 0.5 for s, 0.75 for m.
-        window_low_hu: becomes 0 for the network.
-        window_high_hu: becomes 1.
         box_gain: weight of the boxes' overlap in the loss.
         objectness_gain: weight of the objectness, at 640 pixels.
         mosaic: chance of a frame of four.
@@ -110,8 +109,6 @@ class Hparams:
     compat: Literal["none", "original"] = "none"
     depth: float = 0.33
     width: float = 0.5
-    window_low_hu: float = -1000.0
-    window_high_hu: float = 400.0
     box_gain: float = 0.05
     objectness_gain: float = 1.0
     mosaic: float = 1.0
@@ -134,8 +131,6 @@ class Hparams:
 
     def __post_init__(self) -> None:
         check_yolo(self)
-        if self.window_high_hu <= self.window_low_hu:
-            raise ValueError("window_high_hu must be above window_low_hu")
         if len(self.hsv) != 3 or not all(0 <= share <= 1 for share in self.hsv):
             raise ValueError(f"hsv must be three shares in 0..1, got {self.hsv}")
         if not 0 <= self.gain < 1 or self.shift_hu < 0:
@@ -311,18 +306,25 @@ def augment(batch: Batch, seeds: Sequence[int], hp: Hparams) -> Batch:
 
 
 def inputs(batch: Batch, hp: Hparams) -> "Tensor":
-    """Return (B, 1 or 3, H, W) in [0, 1]."""
+    """Return (B, 3, H, W) in [0, 1]: HU through the windows of lung, mediastinum, collection."""
+    import torch
+
     from medray.nn.window import window
 
-    low, high = (hp.window_low_hu, hp.window_high_hu) if is_grey(hp) else (0.0, 255.0)
-    return window(batch["image"], low=low, high=high, out_low=0.0, out_high=1.0)
+    if not is_grey(hp):
+        return batch["image"].float() / 255
+    shown = [
+        window(batch["image"], low=low, high=high, out_low=0.0, out_high=1.0)
+        for low, high in _WINDOWS_HU
+    ]
+    return torch.cat(shown, dim=1)
 
 
 def model(hp: Hparams) -> "nn.Module":
     """Return a fresh YOLOv5."""
     from medray.nn.yolo_system import network
 
-    return network(hp, in_channels=1 if is_grey(hp) else 3)
+    return network(hp, in_channels=3)
 
 
 def loss_sums(outputs: Outputs, batch: Batch, hp: Hparams) -> "Tensor":
