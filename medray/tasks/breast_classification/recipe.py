@@ -165,7 +165,7 @@ def _tiny() -> Hparams:
         groups=4,
         group_width=16,
         lr=3e-3,
-        epochs=20,
+        epochs=24,
     )
 
 
