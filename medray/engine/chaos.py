@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from typing import Any
 import psutil
 
 from medray import storage
+from medray.engine.chaos_train import TARGETS, HurtTraining
 
-STAGES = ("convert", "prepare")
+STAGES = ("convert", "prepare", "train")
+# Short epochs, and enough of them: each kill costs one or two.
+_EPOCHS = 40
 _NOT_COMPARED = frozenset({"run.json", ".medray-lock"})
 _PHANTOM = ("--patients", "16", "--seed", "7", "--size", "small")
 _POLL_S = 0.1
@@ -68,6 +71,7 @@ def chaos(  # noqa: PLR0913 - one argument an option of the command
     kills: int,
     seed: int,
     task: str,
+    settings: Sequence[str] = (),
     targets: Sequence[str] = ("worker", "driver"),
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -75,24 +79,19 @@ def chaos(  # noqa: PLR0913 - one argument an option of the command
 
     Args:
         task: whose phantom the stages work on.
+        settings: hyperparameters as `name=value` that make its training short.
     """
     root = Path(out)
     root.mkdir(parents=True, exist_ok=True)
     make = _phantom_command(root, task)
     outcomes: list[Outcome] = []
     for stage in stages:
-        clean = root / f"{stage}-clean"
-        _run_to_end(make(stage, clean))
-        expected = tree_digest(clean)
-        for target in targets:
-            rng = random.Random(f"{seed}-{stage}-{target}")  # noqa: S311 - moments, not secrets
-            outcome = Outcome(stage=stage, target=target)
-            while outcome.num_kills < kills and outcome.num_rounds < _MAX_ROUNDS:
-                folder = root / f"{stage}-{target}-{outcome.num_rounds}"
-                _disturbed(make(stage, folder), folder, outcome, kills, rng)
-                outcome.num_rounds += 1
-                outcome.num_different += tree_digest(folder) != expected
-                outcome.num_temps += sum(1 for _ in folder.rglob("*.medray-tmp"))
+        found = (
+            _training_outcomes(root, task, settings, kills=kills)
+            if stage == "train"
+            else _stage_outcomes(root, make, stage, targets, kills=kills, seed=seed)
+        )
+        for outcome in found:
             outcomes.append(outcome)
             if not quiet:
                 sys.stdout.write(f"{_line(outcome)}\n")
@@ -104,6 +103,70 @@ def chaos(  # noqa: PLR0913 - one argument an option of the command
     }
     storage.write_json(str(root / "chaos.json"), summary)
     return summary
+
+
+def _stage_outcomes(
+    root: Path,
+    make: Callable[[str, Path], list[str]],
+    stage: str,
+    targets: Sequence[str],
+    *,
+    kills: int,
+    seed: int,
+) -> Iterable[Outcome]:
+    """Yield what a stage of Ray Data went through, target by target."""
+    clean = root / f"{stage}-clean"
+    _run_to_end(make(stage, clean))
+    expected = tree_digest(clean)
+    for target in targets:
+        rng = random.Random(f"{seed}-{stage}-{target}")  # noqa: S311 - moments, not secrets
+        outcome = Outcome(stage=stage, target=target)
+        while outcome.num_kills < kills and outcome.num_rounds < _MAX_ROUNDS:
+            folder = root / f"{stage}-{target}-{outcome.num_rounds}"
+            _disturbed(make(stage, folder), folder, outcome, kills, rng)
+            outcome.num_rounds += 1
+            outcome.num_different += tree_digest(folder) != expected
+            outcome.num_temps += sum(1 for _ in folder.rglob("*.medray-tmp"))
+        yield outcome
+
+
+def _training_outcomes(
+    root: Path, task: str, settings: Sequence[str], *, kills: int
+) -> Iterable[Outcome]:
+    """Return what trainings went through that were hit in every way, `kills` times each."""
+    data = str(root / "train-data")
+    chosen = [word for setting in ("gates=off", *settings) for word in ("--set", setting)]
+    make = ["prepare", task, "--tiny", *chosen, "--data", str(root / "data"), "--out", data]
+    _run_to_end([*make, "--quiet"])
+    arguments = [task, "--tiny", *chosen, "--data", data, "--epochs", str(_EPOCHS)]
+    return train_kills(arguments, root, kills=kills)
+
+
+def train_kills(arguments: Sequence[str], root: Path, *, kills: int) -> list[Outcome]:
+    """Train once undisturbed and `kills` times with a worker, a checkpoint and a driver killed.
+
+    Args:
+        arguments: of `medray train`, with epochs enough for three kills.
+    """
+    clean = HurtTraining(arguments, root / "train-clean")
+    clean.start()
+    clean.finish()
+    outcomes = [Outcome(stage="train", target=target) for target in TARGETS]
+    for number in range(kills):
+        hurt = HurtTraining(arguments, root / f"train-{number}")
+        hurt.start()
+        for outcome in outcomes:
+            where = hurt.hit(outcome.target)
+            outcome.num_kills += 1
+            outcome.struck[where] = outcome.struck.get(where, 0) + 1
+        hurt.finish()
+        same = hurt.weights_sha256() == clean.weights_sha256() and hurt.losses() == clean.losses()
+        for outcome in outcomes:
+            outcome.num_rounds += 1
+            outcome.num_runs += hurt.num_runs
+            outcome.num_different += not same
+            outcome.num_temps += sum(1 for _ in hurt.out.rglob("*.medray-tmp"))
+    return outcomes
 
 
 def _line(outcome: Outcome) -> str:

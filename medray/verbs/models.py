@@ -12,6 +12,9 @@ from medray.verbs.options import (
     Address,
     AsJson,
     Debug,
+    Epochs,
+    Gpu,
+    NumWorkers,
     Out,
     Quiet,
     Settings,
@@ -31,9 +34,9 @@ def train(
     task: Task,
     data: PreparedUri,
     out: Out,
-    num_workers: Annotated[int, typer.Option("--num-workers", min=1, help="DDP workers.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
-    epochs: Annotated[int, typer.Option("--epochs", help="0: the recipe's.")] = 0,
+    num_workers: NumWorkers = 1,
+    gpu: Gpu = False,
+    epochs: Epochs = 0,
     weights: Annotated[str, typer.Option("--weights", help="Model or .safetensors.")] = "",
     keep: Annotated[
         str, typer.Option("--keep", help="Checkpoints: best (and last) or all.")
@@ -93,7 +96,7 @@ def evaluate(
     data: PreparedUri,
     out: Out,
     split: Annotated[str, typer.Option("--split", help="val or test.")] = "test",
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor.")] = False,
+    gpu: Gpu = False,
     address: Address = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -133,7 +136,7 @@ def predict(
     format: Annotated[
         str, typer.Option("--format", help="Of nifti, json, png; several with commas.")
     ] = "nifti,json,png",
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU an actor.")] = False,
+    gpu: Gpu = False,
     address: Address = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

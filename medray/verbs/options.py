@@ -26,6 +26,9 @@ Task = Annotated[str, typer.Argument(help="A task of `medray info`.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="name=value of a hyperparameter.")
 ]
+NumWorkers = Annotated[int, typer.Option("--num-workers", min=1, help="DDP workers.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")]
+Epochs = Annotated[int, typer.Option("--epochs", help="0: the recipe's.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe's small preset.")]
 
 

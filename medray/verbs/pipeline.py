@@ -9,6 +9,9 @@ from medray.verbs.options import (
     Address,
     AsJson,
     Debug,
+    Epochs,
+    Gpu,
+    NumWorkers,
     Out,
     Quiet,
     Settings,
@@ -30,9 +33,9 @@ def run(
     labels: Annotated[
         str, typer.Option(help="Where the labels lie; default: beside the images.")
     ] = "",
-    num_workers: Annotated[int, typer.Option("--num-workers", min=1, help="DDP workers.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
-    epochs: Annotated[int, typer.Option("--epochs", help="0: the recipe's.")] = 0,
+    num_workers: NumWorkers = 1,
+    gpu: Gpu = False,
+    epochs: Epochs = 0,
     set_: Settings = None,
     tiny: Tiny = False,
     address: Address = None,

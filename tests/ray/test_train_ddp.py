@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from medray.engine.chaos import train_kills
 from medray.engine.package import Training
 from medray.engine.prepared import open_prepared
 from medray.engine.train import TrainRequest, train
@@ -15,7 +16,6 @@ from medray.engine.train_options import TrainOptions, Workers
 from medray.tasks import get_recipe
 from tests.local_ray import local_ray_of
 from tests.prepared_data import mask_examples, shape_examples, write_prepared
-from tests.ray import train_kills
 
 pytestmark = pytest.mark.ray
 
@@ -124,19 +124,9 @@ def test_a_killed_rank_a_torn_checkpoint_and_a_killed_driver_change_nothing(tmp_
     }
     data = write_prepared(tmp_path / "data", recipe, hparams, examples)
     arguments = ["lung_classification", "--tiny", "--data", str(data), "--epochs", "40"]
-    arguments += ["--set", "batch_size=2", "--set", "filters=16,64"]
-    clean = train_kills.Training(arguments, tmp_path / "clean")
-    clean.start()
-    assert clean.wait() == 0
-    hurt = train_kills.Training(arguments, tmp_path / "hurt")
-    hurt.start()
-    hurt.kill_rank()
-    torn = hurt.kill_in_checkpoint()
-    hurt.until((hurt.out / "checkpoints" / torn / "COMPLETE.json").exists)
-    epochs = hurt.kill_driver()
-    assert epochs < 40
-    hurt.start()
-    assert hurt.wait() == 0
-    assert train_kills.weights_sha256(hurt.out) == train_kills.weights_sha256(clean.out)
-    assert _losses(hurt.out) == _losses(clean.out)
-    assert not list(hurt.out.rglob("*.tmp*"))
+    arguments += ["--set", "size=16", "--set", "batch_size=2", "--set", "filters=16,64"]
+    outcomes = train_kills(arguments, tmp_path, kills=1)
+    assert [outcome.target for outcome in outcomes] == ["worker", "checkpoint", "driver"]
+    for outcome in outcomes:
+        assert outcome.passed, outcome
+        assert outcome.num_runs == 2, "the killed driver was started again, nothing else"
