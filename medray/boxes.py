@@ -3,6 +3,8 @@
 A pixel (row r, column c) covers [c, c + 1] x [r, r + 1].
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Real
 
@@ -126,6 +128,41 @@ def nms(
         overlap = box_iou(boxes[best : best + 1], boxes[order[1:]])[0]
         order = order[1:][overlap <= iou_threshold]
     return np.array(kept, dtype=np.int64)
+
+
+def pad_boxes(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the boxes of several examples as one batch.
+
+    Args:
+        examples: with `boxes` (n, 4) and `box_labels` (n,) each; an example without them has none.
+
+    Returns:
+        `boxes` (B, M, 4) float32 and `box_labels` (B, M) int64, zeros behind each image's own, M at
+        least 1, and `num_boxes` (B,) int64.
+    """
+    numbers = [len(example["boxes"]) if "boxes" in example else 0 for example in examples]
+    most = max(1, *numbers)
+    boxes = np.zeros((len(examples), most, 4), dtype=np.float32)
+    labels = np.zeros((len(examples), most), dtype=np.int64)
+    for index, (example, number) in enumerate(zip(examples, numbers, strict=True)):
+        if number:
+            boxes[index, :number] = example["boxes"]
+            labels[index, :number] = example.get("box_labels", 0)
+    return {
+        "boxes": boxes,
+        "box_labels": labels,
+        "num_boxes": np.array(numbers, dtype=np.int64),
+    }
+
+
+def box_sides_mm(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"], spacing_yx_mm: tuple[float, float]
+) -> Float[np.ndarray, "num_boxes 2"]:
+    """Return height and width of boxes in mm."""
+    boxes = _rows(boxes_xyxy)
+    height_width = (boxes[:, 2:] - boxes[:, :2])[:, ::-1]
+    sides: np.ndarray = height_width * np.asarray(spacing_yx_mm, dtype=np.float64)
+    return sides
 
 
 def _rows(boxes: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def yolo_sums(outputs: Mapping[str, Tensor], targets: Targets) -> Float[Tensor, 
         anchors = outputs["anchors_px"][level].to(raw.dtype) / _STRIDES[level]
         found = match_level(targets, anchors, _STRIDES[level], (raw.shape[2], raw.shape[3]))
         parts += _level_sums(raw, found)
-    parts.append(parts[0].new_tensor(float(outputs[_LEVELS[0]].shape[0])))
+    parts.append(parts[0].new_full((), float(outputs[_LEVELS[0]].shape[0])))
     return torch.stack(parts)
 
 
@@ -247,7 +247,7 @@ def _level_sums(raw: Tensor, found: Matches) -> list[Tensor]:
                 own[:, 5:], one_hot, reduction="sum"
             )
     objectness = functional.binary_cross_entropy_with_logits(raw[..., 4], wanted, reduction="sum")
-    counts = [raw.new_tensor(float(n)) for n in (number, wanted.numel(), number * count)]
+    counts = [raw.new_full((), float(n)) for n in (number, wanted.numel(), number * count)]
     return [box, counts[0], objectness, counts[1], classes, counts[2]]
 
 

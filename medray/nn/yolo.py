@@ -80,6 +80,7 @@ class Detect(nn.Module):
     """One 1x1 convolution a level, to 3 anchors x (4 of the box, objectness, classes)."""
 
     anchors: Tensor
+    strides: Tensor
 
     def __init__(self, channels: tuple[int, ...], config: YoloConfig) -> None:
         super().__init__()
@@ -87,6 +88,9 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(c, 3 * self.num_outputs, 1) for c in channels)
         self.register_buffer(
             "anchors", torch.tensor(config.anchors_px) / torch.tensor(STRIDES).view(3, 1, 1)
+        )
+        self.register_buffer(
+            "strides", torch.tensor(STRIDES, dtype=torch.float32).view(3, 1, 1), persistent=False
         )
         for layer, stride in zip(self.m, STRIDES, strict=True):
             assert isinstance(layer, nn.Conv2d)
@@ -100,8 +104,7 @@ class Detect(nn.Module):
             batch, _, height, width = raw.shape
             grid = raw.view(batch, 3, self.num_outputs, height, width)
             out[name] = grid.permute(0, 1, 3, 4, 2)
-        strides = torch.tensor(STRIDES, device=self.anchors.device, dtype=self.anchors.dtype)
-        out["anchors_px"] = self.anchors * strides.view(3, 1, 1)
+        out["anchors_px"] = self.anchors * self.strides
         return out
 
 

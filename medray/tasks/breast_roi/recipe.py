@@ -2,54 +2,117 @@
 
 Data      RSNA Screening Mammography (no boxes: labelled by threshold and shape); YOLO folders,
           datalist with boxes
-Input     image (1, 640, 640) uint8 as its file wants it shown, aspect kept
+Input     image (1, 640, 640) uint8 as its file wants it shown, aspect kept; 0..255 as 0..1
+Model     YOLOv5s, one class, one channel; published v6 and v7 weights fit it (the stem is summed)
+Loss      CIoU, objectness; mosaic, scale, shift, flip, jitter of values
 Expected  none published; the labels of the original's detector are not public
 Command   medray prepare breast_roi --data DIR --out URI
+          medray train breast_roi --data URI --out URI
 
-`compat=original` prepares as the original did; what differs from the default:
+`compat=original` prepares and learns as the original did; what differs from the default:
 - values are stretched between the smallest and largest, in place of the file's window;
-- the image is stretched to 640 x 640, so that breasts change their shape.
+- the image is stretched to 640 x 640, so that breasts change their shape;
+- images are drawn with replacement, each as often as it has boxes: one without is never seen;
+- the loss is multiplied by the images of a step, which the published rate is made for:
+  `--set optimizer=sgd --set lr=0.01 --set weight_decay=5e-4 --set epochs=150 --set batch_size=32`.
+The original started from published weights (`--weights`), with three equal channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medray.boxes import place_boxes
+from medray.boxes import pad_boxes, place_boxes
 from medray.datasets import datalist, rsna_breast, yolo_folder
 from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
+from medray.learning import (
+    Batch,
+    Case,
+    Learning,
+    LogUniform,
+    Objective,
+    Outputs,
+    Schedule,
+    Uniform,
+    stack_examples,
+)
+from medray.nn.yolo_hparams import check_yolo
 from medray.preprocess.breast import breast_box
 from medray.preprocess.display import grey, letterbox_shown, quantise
 from medray.preprocess.intensity import minmax
 from medray.preprocess.planar import Placement, resize_image
 from medray.recipe import Prepared, Recipe
+from medray.tasks.breast_roi import measures
 from medray.tasks.breast_roi.phantom import baseline, write_phantom
 from medray.volume import Image2D
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 CLASS_NAMES = ("breast",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hparams:
-    """Numbers that decide the frame.
+    """Numbers that decide the frame, and how it is learnt.
 
     Attributes:
         size: side of the frame in pixels.
         compat: `original` for what the original did.
+        depth: multiplies the network's repeats; 0.33 for the published n and s, 0.67 for m.
+        width: multiplies its channels; 0.25 for n, 0.5 for s, 0.75 for m.
+        box_gain: weight of the boxes' overlap in the loss.
+        objectness_gain: weight of the objectness, at 640 pixels.
+        mosaic: chance of a frame of four.
+        scale: sizes vary by up to this share.
+        translate: frames move by up to this share of their side.
+        flip: chance of a flip left to right.
+        gain: contrast varies by up to this share.
+        optimizer: `adamw`, or the original's `sgd` with momentum.
+        lr: highest learning rate; falls by a cosine to a hundredth.
+        warmup_steps: optimiser steps until it is reached.
+        weight_decay: of kernels.
+        least_score: boxes below it are not even judged.
+        nms_iou: of two boxes that overlap by more the worse one goes.
+        most_boxes: judged in an image.
+        epochs: passes over the training split.
+        batch_size: images a worker takes at one step.
+        seed: initial weights, order and augmentation.
     """
 
     size: int = 640
     compat: Literal["none", "original"] = "none"
+    depth: float = 0.33
+    width: float = 0.5
+    box_gain: float = 0.05
+    objectness_gain: float = 1.0
+    mosaic: float = 0.5
+    scale: float = 0.5
+    translate: float = 0.1
+    flip: float = 0.5
+    gain: float = 0.2
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    least_score: float = 0.001
+    nms_iou: float = 0.6
+    most_boxes: int = 20
+    epochs: int = 50
+    batch_size: int = 16
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 32 or self.size % 32:
-            raise ValueError(f"size must be a positive multiple of 32, got {self.size}")
+        check_yolo(self)
+        if not 0 <= self.gain < 1:
+            raise ValueError(f"gain must lie in 0..1 (below 1), got {self.gain}")
 
 
 def recipe() -> Recipe[Hparams]:
@@ -59,7 +122,7 @@ def recipe() -> Recipe[Hparams]:
         kind="box2d",
         transform_version=1,
         hparams=Hparams(),
-        tiny_hparams=Hparams(size=128),
+        tiny_hparams=Hparams(size=128, width=0.25, epochs=30),
         prepare_fields=("size", "compat"),
         records=records,
         prepare=prepare,
@@ -68,6 +131,29 @@ def recipe() -> Recipe[Hparams]:
         phantom=write_phantom,
         phantom_baseline=baseline,
         prepare_peak_factor=32.0,
+        learning=Learning(
+            model=model,
+            collate=collate,
+            augment=augment,
+            sampler=sampler,
+            inputs=inputs,
+            loss_sums=loss_sums,
+            loss_value=loss_value,
+            optimizer=optimizer,
+            schedule=schedule,
+            probabilities=measures.probabilities,
+            measure=measures.measure,
+            metrics=measures.metrics,
+            choose=measures.choose,
+            baseline=measures.baseline,
+            objective=Objective("map50_95", "max"),
+            decode=measures.decode,
+            search_space={
+                "lr": LogUniform(2e-4, 2e-2),
+                "box_gain": LogUniform(0.02, 0.2),
+                "mosaic": Uniform(0.0, 1.0),
+            },
+        ),
     )
 
 
@@ -123,3 +209,82 @@ def _drawn(image: Image2D, hp: Hparams) -> tuple[np.ndarray, Placement]:
     shown = minmax(grey(image))
     scale = (hp.size / shown.shape[0], hp.size / shown.shape[1])
     return resize_image(shown, frame), Placement(scale_yx=scale, offset_yx_px=(0, 0))
+
+
+def collate(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the mammograms stacked and their boxes padded to one number."""
+    images = stack_examples([{"image": example["image"]} for example in examples])
+    return {**images, **pad_boxes(examples)}
+
+
+def sampler(cases: Sequence[Case], epoch: int, hp: Hparams) -> Sequence[int]:
+    """Return every case once; the original draws by the number of boxes, with replacement."""
+    weights = np.array([case["num_boxes"] for case in cases], dtype=np.float64)
+    if hp.compat == "none" or not weights.any():
+        return range(len(cases))
+    rng = np.random.default_rng([hp.seed, epoch])
+    drawn: list[int] = rng.choice(len(cases), size=len(cases), p=weights / weights.sum()).tolist()
+    return drawn
+
+
+def augment(batch: Batch, seeds: Sequence[int], hp: Hparams) -> Batch:
+    """Put frames together, scale, shift and flip them with their boxes; jitter the contrast."""
+    from medray.nn.mosaic import MosaicAugmentation
+    from medray.nn.yolo_system import augmented
+
+    how = MosaicAugmentation(
+        mosaic=hp.mosaic,
+        scale=hp.scale,
+        translate=hp.translate,
+        flip=hp.flip,
+        gain=hp.gain,
+        fill=0.0,
+    )
+    return augmented(batch, seeds, how)
+
+
+def inputs(batch: Batch, hp: Hparams) -> "Tensor":
+    """Return (B, 1, H, W) in [0, 1]."""
+    del hp
+    return batch["image"].float() / 255
+
+
+def model(hp: Hparams) -> "nn.Module":
+    """Return a fresh YOLOv5."""
+    from medray.nn.yolo_system import network
+
+    return network(hp, in_channels=1)
+
+
+def loss_sums(outputs: Outputs, batch: Batch, hp: Hparams) -> "Tensor":
+    """Return the sums of the YOLO loss."""
+    from medray.losses.detection import padded_targets, yolo_sums
+
+    del hp
+    assert isinstance(outputs, dict)
+    return yolo_sums(outputs, padded_targets(batch["boxes"], batch["num_boxes"]))
+
+
+def loss_value(sums: "Tensor", hp: Hparams) -> "Tensor":
+    """Return the YOLO loss; the original's is multiplied by the number of images."""
+    from medray.losses.detection import YoloGains, yolo_value
+
+    gains = YoloGains(
+        box=hp.box_gain,
+        objectness=hp.objectness_gain,
+        image_px=hp.size,
+        times_images=hp.compat == "original",
+    )
+    return yolo_value(sums, gains)
+
+
+def optimizer(network: "nn.Module", hp: Hparams) -> "Optimizer":
+    """Return the chosen optimiser."""
+    from medray.nn.yolo_system import optimizer as made
+
+    return made(network, hp)
+
+
+def schedule(hp: Hparams) -> Schedule:
+    """Return a warm-up and a cosine."""
+    return Schedule(kind="cosine", floor=hp.lr / 100, warmup_steps=hp.warmup_steps)
