@@ -41,6 +41,7 @@ class FasterRcnnConfig:
 
     Attributes:
         backbone: `resnet50`, or `resnet18` for small images.
+        width: channels of the first stage of a `resnet18`; 64 is the published one.
         norm: `frozen_batch` holds the statistics of trained weights and is useless without them;
             `group` (which no batch decides) or `batch` learn from the start.
         num_classes: foreground classes.
@@ -59,6 +60,7 @@ class FasterRcnnConfig:
     """
 
     backbone: Literal["resnet50", "resnet18"] = "resnet50"
+    width: int = 64
     norm: RcnnNorm = "group"
     num_classes: int = 1
     shown_px: int = 0
@@ -78,6 +80,8 @@ class FasterRcnnConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.trainable_layers <= 5:
             raise ValueError(f"trainable_layers must lie in 0..5, got {self.trainable_layers}")
+        if self.width < 8 or (self.width != 64 and self.backbone != "resnet18"):
+            raise ValueError(f"width is a resnet18's, 8 at least, got {self.width}")
         counts = (self.num_classes, self.anchor_px, self.channels, self.hidden, self.detections)
         if min(counts) < 1 or min(self.anchors_per_image, self.rois_per_image) < 1:
             raise ValueError("sizes and counts of the detector must be at least 1")
@@ -206,20 +210,11 @@ class FasterRcnn(nn.Module):
 
 def _assembled(config: FasterRcnnConfig) -> Any:
     """Return torchvision's detector with random weights."""
-    norm: Any = partial(FrozenBatchNorm2d, eps=0.0)  # as torchvision for its COCO weights
-    if config.norm == "batch":
-        norm = nn.BatchNorm2d
-    elif config.norm == "group":
-        norm = _group_norm
-    trained = config.norm == "frozen_batch"
-    body = getattr(resnet, config.backbone)(
-        weights=None, norm_layer=norm, zero_init_residual=not trained
-    )
-    narrow = body.inplanes // 8
+    body, channels = _body(config)
     pyramid = BackboneWithFPN(
         body,
         {f"layer{number + 1}": str(number) for number in range(_NUM_LEVELS)},
-        [narrow << number for number in range(_NUM_LEVELS)],
+        [channels << number for number in range(_NUM_LEVELS)],
         config.channels,
     )
     sides = tuple((config.anchor_px << level,) for level in range(_NUM_LEVELS + 1))
@@ -236,6 +231,53 @@ def _assembled(config: FasterRcnnConfig) -> Any:
         box_nms_thresh=config.nms_iou,
         box_detections_per_img=config.detections,
     )
+
+
+def _body(config: FasterRcnnConfig) -> tuple[nn.Module, int]:
+    """Return the ResNet and the channels that leave its first stage."""
+    norm: Any = partial(FrozenBatchNorm2d, eps=0.0)  # as torchvision for its COCO weights
+    if config.norm == "batch":
+        norm = nn.BatchNorm2d
+    elif config.norm == "group":
+        norm = _group_norm
+    if config.backbone == "resnet50":
+        scratch = config.norm != "frozen_batch"
+        whole = resnet.resnet50(weights=None, norm_layer=norm, zero_init_residual=scratch)
+        return whole, whole.inplanes // 8
+    return Resnet18(config.width, norm), config.width
+
+
+class Resnet18(nn.Module):
+    """The stages of a ResNet-18, of any width, under torchvision's names."""
+
+    def __init__(self, width: int, norm: Any) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = width
+        for number in range(_NUM_LEVELS):
+            out, stride = width << number, 2 if number else 1
+            shortcut = None
+            if number:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(channels, out, 1, stride=stride, bias=False), norm(out)
+                )
+            first = resnet.BasicBlock(channels, out, stride, shortcut, norm_layer=norm)
+            second = resnet.BasicBlock(out, out, norm_layer=norm)
+            self.add_module(f"layer{number + 1}", nn.Sequential(first, second))
+            channels = out
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c i x"]:
+        """Return the last stage's features; the pyramid takes those of each stage."""
+        x = image
+        for part in self.children():
+            x = part(x)
+        return x
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

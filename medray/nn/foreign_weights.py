@@ -31,7 +31,10 @@ OLD_TO_TORCHVISION: Renames = (
         re.compile(r"^backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?=weight|bias)"),
         r"backbone.fpn.\1_blocks.\2.0.",
     ),
+    (re.compile(r"^(conv1|bn1|layer\d\.\d+)\."), r"backbone.body.\1."),
 )
+_PREDICTOR = "roi_heads.box_predictor."
+_BODY = "backbone.body."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,34 @@ def load_foreign_weights(
     network.load_state_dict(fitting, strict=False)
     missing = [name for name in own if name not in fitting]
     return LoadReport(loaded=tuple(fitting), missing=tuple(missing), left_out=tuple(left_out))
+
+
+def load_detector_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> LoadReport:
+    """Set a Faster R-CNN's weights from a file of torchvision's: of a detector or of its ResNet.
+
+    All that the file should have must fit: of a detector everything but the last layer, whose
+    classes may be others, of a ResNet the whole body.
+
+    Raises:
+        DataError: weights_refused, with the names that do not fit; the network is as it was.
+    """
+    renamed = {_renamed(name, OLD_TO_TORCHVISION) for name in tensors}
+    whole = any(not name.startswith((_BODY, "fc.")) for name in renamed)
+    own = network.state_dict()
+    due = [
+        name
+        for name in own
+        if (whole or name.startswith(_BODY))
+        and not name.startswith((_PREDICTOR, "gate."))
+        and not name.endswith(".num_batches_tracked")
+    ]
+    shapes = {_renamed(name, OLD_TO_TORCHVISION): tensor.shape for name, tensor in tensors.items()}
+    wrong = [name for name in due if shapes.get(name) != own[name].shape]
+    if wrong:
+        raise DataError(
+            "weights_refused", f"{len(wrong)} entries do not fit, such as {', '.join(wrong[:3])}"
+        )
+    return load_foreign_weights(network, tensors, renames=OLD_TO_TORCHVISION)
 
 
 def _renamed(name: str, renames: Renames) -> str:

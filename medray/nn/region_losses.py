@@ -93,9 +93,9 @@ def region_sums(
         wanted: (regions, 4) deltas of each image's regions.
     """
     counts = [len(own) for own in labels]
-    told_of, placed_of = (
-        torch.split(one, counts) for one in (logits, deltas.view(len(deltas), -1, 4))
-    )
+    # A batch may leave no region at all: then the number of classes must be said.
+    per_class = deltas.view(len(deltas), logits.shape[1], 4)
+    told_of, placed_of = (torch.split(one, counts) for one in (logits, per_class))
     rows = []
     for own, part, boxes, aims in zip(labels, told_of, placed_of, wanted, strict=True):
         positive = torch.where(own > 0)[0]
