@@ -112,6 +112,26 @@ def pr_figure(curves: Mapping[str, PrCurve], *, prevalence: float | None = None)
     return _figure("Precision and recall", f"Curves of {_names(curves)}{chance}.", draw)
 
 
+def froc_figure(curves: Mapping[str, Real[np.ndarray, "rates"]], rates: Sequence[float]) -> Figure:
+    """Draw sensitivity over false positives by name of the level (free-response ROC).
+
+    Args:
+        curves: level to its sensitivity at each rate.
+        rates: false positives an image, or a scan.
+    """
+
+    def draw(axes: "Axes") -> None:
+        for colour, (name, values) in _coloured(curves):
+            axes.plot(rates, values, color=colour, marker="o", markersize=4, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
+        axes.set(xlabel="false positives", ylabel="sensitivity", ylim=(-0.02, 1.02))
+        axes.legend(loc="lower right")
+
+    means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in curves.items())
+    return _figure("FROC", f"Sensitivity over false positives; means: {means}.", draw)
+
+
 def reliability_figure(curve: Reliability) -> Figure:
     """Draw the share of positives over the predicted probability, larger dots for more cases."""
 

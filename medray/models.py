@@ -15,7 +15,7 @@ from medray.engine.upstream import Upstream, packed_upstream
 from medray.engine.weights import read_model_json
 from medray.learning import Prediction
 from medray.tasks import get_recipe
-from medray.volume import Volume
+from medray.volume import Image2D, Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +35,25 @@ class Model:
         """Content of model.json: labels, metrics, inference, what it was trained on."""
         return self.predictor.facts
 
-    def predict(self, image: "Volume | str | PathLike[str]") -> Prediction:
-        """Return what the model says of one volume.
+    def predict(self, image: "Volume | Image2D | str | PathLike[str]") -> Prediction:
+        """Return what the model says of one volume, or of one image where it takes these.
 
         Args:
             image: a volume, or the path or URI of one: a folder or zip with one DICOM series, or
-                a NIfTI, NRRD or MHA file.
+                a NIfTI, NRRD or MHA file; or an image, or a DICOM, PNG or JPEG file of one.
 
         Raises:
-            ConfigError: no volume or several lie there, or the network needs a mask that no model
+            ConfigError: none or several lie there, or the network needs a mask that no model
                 of the package makes.
             DataError: why this image cannot be read or taken.
         """
-        if isinstance(image, Volume):
+        if isinstance(image, Volume | Image2D):
             sample = Sample(image=image, meta={"modality": ""})
         else:
-            sample = load_sample(one_record(fspath(image)), CountingReader(process_decoder()))
+            sample = load_sample(
+                one_record(fspath(image), planar=self.predictor.recipe.is_planar),
+                CountingReader(process_decoder()),
+            )
         return predict_sample(self.predictor, sample, self.upstream)
 
 

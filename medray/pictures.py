@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medray.preprocess.orient import canonical_axes
-from medray.volume import Volume
+from medray.volume import Image2D, Volume
 
 _TILE_PX = 192
 _GAP_PX = 4
@@ -43,13 +43,19 @@ def example_tile(arrays: Mapping[str, np.ndarray], *, size_px: int = _TILE_PX) -
 
 
 def compared_tile(
-    arrays: Mapping[str, np.ndarray], found: np.ndarray | None, *, size_px: int = 2 * _TILE_PX
+    arrays: Mapping[str, np.ndarray],
+    found: np.ndarray | None,
+    *,
+    found_boxes_xyxy_px: np.ndarray | None = None,
+    size_px: int = 2 * _TILE_PX,
 ) -> np.ndarray:
     """Return (size, size, 3) uint8: the telling slice with the outlines of truth and prediction.
 
     Args:
-        arrays: an example; `image` (D, H, W), `mask` of the same shape where there is one.
+        arrays: an example; `image` (D, H, W), `mask` of the same shape where there is one; or
+            `image` (C, H, W) and `boxes` (n, 4).
         found: predicted mask, (D, H, W) bool, or None.
+        found_boxes_xyxy_px: (n, 4) predicted boxes in pixels of the image, or None.
     """
     image, truth = arrays["image"], arrays.get("mask")
     telling = truth if truth is not None and truth.any() else found
@@ -62,6 +68,14 @@ def compared_tile(
         if mask is not None and mask.ndim == 3 and k < mask.shape[0]:
             grown = _fit(np.repeat((mask[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), size_px)
             rgb[_outline(grown[..., 0] > 127, width)] = colour
+    shown = (
+        (arrays.get("boxes"), _TRUTH_COLOUR, 2 * thin),
+        (found_boxes_xyxy_px, _FOUND_COLOUR, thin),
+    )
+    scale, left, top = _fitted(plane.shape[:2], size_px)
+    for boxes, colour, width in shown:
+        for box in () if boxes is None else boxes:
+            _draw_box(rgb, box * scale + [left, top] * 2, colour, thick=width)
     return rgb
 
 
@@ -136,27 +150,39 @@ def _grey_or_colour(plane: np.ndarray) -> np.ndarray:
     return np.repeat(scaled[..., None], 3, axis=-1)
 
 
-def _draw_box(rgb: np.ndarray, box_xyxy_px: np.ndarray) -> None:
+def _draw_box(
+    rgb: np.ndarray,
+    box_xyxy_px: np.ndarray,
+    colour: tuple[int, int, int] = _BOX_COLOUR,
+    *,
+    thick: int = 0,
+) -> None:
     height, width = rgb.shape[:2]
     left, top, right, bottom = (round(float(v)) for v in box_xyxy_px[:4])
     left, right = np.clip([left, right - 1], 0, width - 1)
     top, bottom = np.clip([top, bottom - 1], 0, height - 1)
-    thick = max(1, max(height, width) // _TILE_PX)
-    rgb[top : bottom + 1, left : left + thick] = _BOX_COLOUR
-    rgb[top : bottom + 1, max(right - thick + 1, 0) : right + 1] = _BOX_COLOUR
-    rgb[top : top + thick, left : right + 1] = _BOX_COLOUR
-    rgb[max(bottom - thick + 1, 0) : bottom + 1, left : right + 1] = _BOX_COLOUR
+    thick = thick or max(1, max(height, width) // _TILE_PX)
+    rgb[top : bottom + 1, left : left + thick] = colour
+    rgb[top : bottom + 1, max(right - thick + 1, 0) : right + 1] = colour
+    rgb[top : top + thick, left : right + 1] = colour
+    rgb[max(bottom - thick + 1, 0) : bottom + 1, left : right + 1] = colour
+
+
+def _fitted(shape: tuple[int, ...], size_px: int) -> tuple[float, int, int]:
+    """Return the scale of an image in a square, and where its left and upper border lie there."""
+    scale = size_px / max(shape)
+    height, width = (max(1, round(side * scale)) for side in shape)
+    return scale, (size_px - width) // 2, (size_px - height) // 2
 
 
 def _fit(rgb: np.ndarray, size_px: int) -> np.ndarray:
     from PIL import Image
 
+    scale, left, top = _fitted(rgb.shape[:2], size_px)
     height, width = rgb.shape[:2]
-    scale = size_px / max(height, width)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(rgb).resize(shape, Image.Resampling.BILINEAR))
     tile = np.zeros((size_px, size_px, 3), dtype=np.uint8)
-    top, left = (size_px - small.shape[0]) // 2, (size_px - small.shape[1]) // 2
     tile[top : top + small.shape[0], left : left + small.shape[1]] = small
     return tile
 
@@ -181,6 +207,26 @@ def prediction_picture(
             np.repeat((inside[k] > 0)[..., None] * np.uint8(255), 3, axis=-1), spacing_mm
         )
         rgb[_outline(grown[..., 0] > 127, _PREVIEW_PX // _TILE_PX)] = _FOUND_COLOUR
+    return np.concatenate([rgb, _legend(rgb.shape[1], legend, lines)])
+
+
+def boxes_picture(
+    image: Image2D, boxes_xyxy_px: np.ndarray, legend: str, lines: Sequence[str]
+) -> np.ndarray:
+    """Return (height, width, 3) uint8: an image in its true proportions with boxes on it.
+
+    Args:
+        image: grey or RGB; its own windows are not looked at.
+        boxes_xyxy_px: (n, 4) in its pixels.
+        legend: what the boxes are; empty leaves it out.
+        lines: further lines of text; nothing of a patient.
+    """
+    plane = image.array if image.array.ndim == 3 else _like_hu(image.array)
+    rgb = _shown(plane, image.spacing_yx_mm or (1.0, 1.0))
+    height, width = image.array.shape[:2]
+    scale = np.array([rgb.shape[1] / width, rgb.shape[0] / height] * 2)
+    for box in boxes_xyxy_px:
+        _draw_box(rgb, np.asarray(box) * scale, _FOUND_COLOUR, thick=_PREVIEW_PX // _TILE_PX)
     return np.concatenate([rgb, _legend(rgb.shape[1], legend, lines)])
 
 

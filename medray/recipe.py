@@ -86,6 +86,11 @@ class Recipe(Generic[HparamsT]):
         """Names of all hyperparameters that decide about the prepared data."""
         return (*self.prepare_fields, *self.records_fields, *self.upstream.values())
 
+    @property
+    def is_planar(self) -> bool:
+        """Whether the task takes single images: projections, or slices one by one."""
+        return self.kind.endswith("2d")
+
     def class_names_of(self, hparams: HparamsT) -> tuple[str, ...]:
         """Return the names of the label indices under these hyperparameters."""
         return self.classes(hparams) if self.classes else self.class_names

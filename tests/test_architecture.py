@@ -128,7 +128,7 @@ COMMANDS = {
     "predict": {"--out", "--format", "--gpu", "--address", "--json", "--quiet", "--debug"},
     "phantom": {"--out", "--patients", "--seed", "--defects", "--size", "--json", "--quiet",
                 "--debug"},
-    "bench": {"--out", "--small", "--json", "--quiet", "--debug"},
+    "bench": {"--task", "--gpu", "--out", "--small", "--json", "--quiet", "--debug"},
     "chaos": {"--out", "--kills", "--seed", "--json", "--quiet", "--debug"},
     "info": {"--json"},
 }  # fmt: skip

@@ -17,11 +17,11 @@ from medray.datasets.paths import inside, relative_path, suffix_of
 from medray.datasets.record import FileRef, ImageSource, Record, Rejection, SeriesRef, SourceTree
 from medray.datasets.tree import Placed, is_volume, placed_instances, series_source, slice_usable
 from medray.errors import ConfigError, DataError
+from medray.formats.images import IMAGE_SUFFIXES
+from medray.formats.volumes import VOLUME_SUFFIXES
 
 NAME = "datalist"
 _LISTS = {"training": "train", "validation": "val", "test": "test"}
-_VOLUME_SUFFIXES = frozenset({".nii", ".nii.gz", ".nrrd", ".mha"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _MAX_BYTES = 256 << 20
 
 
@@ -154,8 +154,8 @@ def _safe_path(text: str) -> str:
 
 def _image(path: str, files: _Files, wanted: Wanted) -> tuple[ImageSource, SeriesRef | None]:
     suffix = suffix_of(path)
-    if path in files.plain and suffix in _VOLUME_SUFFIXES | _IMAGE_SUFFIXES:
-        form = "volume_file" if suffix in _VOLUME_SUFFIXES else "image_file"
+    if path in files.plain and suffix in VOLUME_SUFFIXES + IMAGE_SUFFIXES:
+        form = "volume_file" if suffix in VOLUME_SUFFIXES else "image_file"
         if (form == "volume_file") != (wanted.image == "volume"):
             raise DataError(
                 "annotation_invalid", f"the task needs a {wanted.image}, the row names another kind"
@@ -211,7 +211,7 @@ def _mask(label: object, files: _Files) -> ImageSource:
     if not isinstance(label, str):
         raise DataError("annotation_invalid", "the task needs the path of a mask as label")
     path = _safe_path(label)
-    if path not in files.plain or suffix_of(path) not in _VOLUME_SUFFIXES:
+    if path not in files.plain or suffix_of(path) not in VOLUME_SUFFIXES:
         raise DataError("no_label", "the mask of a row is not here or is no NIfTI, NRRD or MHA")
     return ImageSource(form="volume_file", files=(files.plain[path],))
 

@@ -9,18 +9,21 @@ from typing import Any
 import psutil
 
 from medray import storage
-from medray.engine import bench_convert, bench_index, bench_prepare
+from medray.engine import bench_convert, bench_index, bench_prepare, bench_train
 from medray.engine.run import package_versions, source_commit
 from medray.recipe import Recipe
 
-STAGES = ("index", "convert", "prepare")
+STAGES = ("index", "convert", "prepare", "train")
 
 
-def bench(stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool) -> dict[str, Any]:
+def bench(
+    stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool, use_gpu: bool = False
+) -> dict[str, Any]:
     """Measure stages; write bench.json below `out`; needs a running `ray_session`.
 
     Args:
-        recipe: whose phantom and transform the prepare stage is measured with.
+        recipe: whose phantom, transform and network prepare and train are measured with.
+        use_gpu: train the full preset on a GPU, else the small one on the CPUs.
     """
     work = Path(out) / "data"
     work.mkdir(parents=True, exist_ok=True)
@@ -28,6 +31,7 @@ def bench(stages: Sequence[str], out: str, *, recipe: Recipe[Any], small: bool) 
         "index": lambda: bench_index.rows(work, small=small),
         "convert": lambda: bench_convert.rows(work, small=small),
         "prepare": lambda: bench_prepare.rows(work, recipe, small=small),
+        "train": lambda: bench_train.rows(work, recipe, small=small, use_gpu=use_gpu),
     }
     rows = [row for stage in stages for row in sections[stage]()]
     summary = {

@@ -1,4 +1,4 @@
-"""One sample through a model: the one way from an image to a prediction. No Ray here."""
+"""Samples through a model: the one way from an image to a prediction. No Ray here."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,23 @@ def predict_sample(
         DataError: why the task cannot take this image.
         ConfigError: the network needs a part that no model makes.
     """
-    bare = replace(sample, label=-1, boxes_xyxy_px=None, box_labels=None, mask=None)
-    prepared = predictor.recipe.prepare(with_upstream(bare, chain), predictor.hparams)
-    probabilities = predictor.probabilities([prepared.arrays])[0]
-    return predictor.decode(probabilities, example_facts(prepared, key=""))
+    return predict_samples(predictor, [sample], chain)[0]
+
+
+def predict_samples(
+    predictor: Predictor, samples: Sequence[Sample], chain: Sequence[Upstream] = ()
+) -> list[Prediction]:
+    """Return what a model says of each of a few samples of one size, in one pass.
+
+    Raises:
+        DataError, ConfigError: as `predict_sample`, of the first one that cannot be taken.
+    """
+    found = []
+    for sample in samples:
+        bare = replace(sample, label=-1, boxes_xyxy_px=None, box_labels=None, mask=None)
+        found.append(predictor.recipe.prepare(with_upstream(bare, chain), predictor.hparams))
+    probabilities = predictor.probabilities([prepared.arrays for prepared in found])
+    return [
+        predictor.decode(one, example_facts(prepared, key=""))
+        for one, prepared in zip(probabilities, found, strict=True)
+    ]

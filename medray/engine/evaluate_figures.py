@@ -1,10 +1,11 @@
-"""Figures of an evaluation's rows: masks where voxels were counted, classes where scores are."""
+"""Figures of an evaluation's rows: masks, classes and boxes, told from the rows' columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from medray.engine.box_figures import box_figures, box_score, has_boxes
 from medray.figures import (
     Figure,
     bland_altman_figure,
@@ -35,6 +36,8 @@ def case_figures(rows: Sequence[Row], facts: Mapping[str, Any]) -> list[Figure]:
         found += _class_figures(rows, facts["labels"])
     if rows and "found_true" in rows[0]:
         found += _mask_figures(rows, mask_threshold(facts["inference"]))
+    if has_boxes(rows):
+        found += box_figures(rows)
     return found
 
 
@@ -43,8 +46,10 @@ def is_classified(rows: Sequence[Row]) -> bool:
     return bool(rows) and all(row["label"] >= 0 and len(row["scores"]) > 1 for row in rows)
 
 
-def case_score(row: Row) -> float:
-    """Return how good a case is, 0 to 1: the true class's score, else its Dice."""
+def case_score(row: Row, inference: Mapping[str, Any]) -> float:
+    """Return how good a case is, 0 to 1: its boxes' F1, the true class's score, or its Dice."""
+    if has_boxes([row]):
+        return box_score(row, mask_threshold(inference))
     if is_classified([row]):
         return float(row["scores"][row["label"]])
     if "native_dice" in row:

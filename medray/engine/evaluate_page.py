@@ -1,20 +1,20 @@
 """report.html of an evaluation; what is drawn follows from the columns of the rows alone."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from medray import storage
+from medray.engine.box_figures import has_boxes, size_tables
 from medray.engine.evaluate_figures import case_figures, case_score, is_classified
 from medray.engine.package import model_warnings
-from medray.engine.train_log import METRICS
+from medray.engine.train_log import METRICS, read_metrics
 from medray.engine.weights import package_uri
 from medray.errors import DataError
 from medray.figures import Figure, training_figure
-from medray.learning import Row
+from medray.learning import Row, mask_threshold
 from medray.pages import Page, Picture, Pictures, metric_rows, render_page
 
 _PER_GRID = 6
@@ -55,7 +55,8 @@ def write_page(
         warnings=_warnings(facts, report),
         metrics=metric_rows(report["metrics"], report["baseline"]),
         figures=[*case_figures(rows, facts), *_training_figures(facts, model)],
-        pictures=_pictures(tiles, rows, facts["labels"]),
+        pictures=_pictures(tiles, rows, facts),
+        tables=size_tables(rows, mask_threshold(facts["inference"])) if has_boxes(rows) else [],
         notes=_notes(report),
     )
     storage.write_atomic(storage.join(out, "report.html"), render_page(page).encode())
@@ -91,22 +92,23 @@ def _training_rows(model: str) -> list[dict[str, Any]]:
     where = storage.normalise(package_uri(model))
     if where.startswith("zip://"):
         return []
-    where = storage.join(where.rpartition("/")[0], METRICS)
+    out = where.rpartition("/")[0]
     try:
-        if not storage.exists(where):
-            return []
-        lines = storage.read_bytes(where).decode().splitlines()
-        return [json.loads(line) for line in lines]
+        return read_metrics(out) if storage.exists(storage.join(out, METRICS)) else []
     except (DataError, ValueError):
         return []  # the log is of another run, or was cut: the report does without it
 
 
-def _pictures(tiles: str, rows: Sequence[Row], names: Sequence[str]) -> list[Pictures]:
+def _pictures(tiles: str, rows: Sequence[Row], facts: Mapping[str, Any]) -> list[Pictures]:
     """Return the worst, some random and the best cases, none of them twice in one grid."""
-    scored = [(case_score(row), row) for row in rows]
+    names, inference = facts["labels"], facts["inference"]
+    scored = [(case_score(row, inference), row) for row in rows]
     ranked = [row for _, row in sorted(scored, key=lambda pair: (pair[0], str(pair[1]["key"])))]
     what = "score of the true class" if is_classified(rows) else "Dice"
-    colours = _OUTLINES if any("found_true" in row for row in rows) else ""
+    if has_boxes(rows):
+        what = "F1 of the boxes"
+    outlined = has_boxes(rows) or any("found_true" in row for row in rows)
+    colours = _OUTLINES if outlined else ""
     if len(ranked) <= _PER_GRID:
         return [_grid(tiles, f"All cases by {what}, worst first{colours}", ranked, names)]
     drawn = np.random.default_rng(_SEED).choice(len(rows), _PER_GRID, replace=False)
@@ -142,6 +144,9 @@ def _caption(row: Row, names: Sequence[str]) -> str:
         truth, found = (names[row[name]] for name in ("label", "predicted_label"))
         said = "right" if truth == found else f"taken for {found}"
         parts.append(f"{truth}, {said}; score {row['scores'][row['label']]:.2f}")
+    if has_boxes([row]):
+        best = max(row["box_scores"], default=0.0)
+        parts.append(f"{len(row['true_classes'])} true, best score {best:.2f}")
     if "native_dice" in row:
         parts.append(f"Dice {row['native_dice']:.3f}")
     if "native_hd95_mm" in row and np.isfinite(row["native_hd95_mm"]):

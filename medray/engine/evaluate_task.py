@@ -91,6 +91,8 @@ class EvaluateActor:
 
         threshold = mask_threshold(self.predictor.inference)
         mask = found["mask"] >= threshold if "mask" in found else None
+        boxes = found["boxes"][found["scores"] >= threshold] if "boxes" in found else None
+        tile = compared_tile(arrays, mask, found_boxes_xyxy_px=boxes)
         out = io.BytesIO()
-        Image.fromarray(compared_tile(arrays, mask)).save(out, format="PNG")
+        Image.fromarray(tile).save(out, format="PNG")
         storage.write_atomic(storage.join(self.tiles, f"{key}.png"), out.getvalue())

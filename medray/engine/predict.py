@@ -84,7 +84,13 @@ def predict(request: PredictRequest, out: str, *, quiet: bool = False) -> dict[s
     with Run(
         verb="predict", task=request.recipe.name, out=out, parameters=parameters, inputs=inputs
     ) as run:
-        found = find_cases(run, request.sources, only=request.series_keys, quiet=quiet)
+        found = find_cases(
+            run,
+            request.sources,
+            planar=request.recipe.is_planar,
+            only=request.series_keys,
+            quiet=quiet,
+        )
         with run.stage("plan"):
             items, settled = _plan(run, request, facts, found)
         settled += _predict(run, request, items, quiet=quiet)

@@ -10,30 +10,43 @@ import numpy as np
 from medray import storage
 from medray.engine.convert_task import write_volume
 from medray.engine.package import NOTICE
+from medray.engine.predict_planar import FoundBox, boxes_json
 from medray.learning import Prediction
-from medray.pictures import prediction_picture
-from medray.volume import Volume
+from medray.pictures import boxes_picture, prediction_picture
+from medray.volume import Image2D, Volume
 
 MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
 # A mask without a voxel is an answer, and one that a reader must not miss.
 _NOTHING_FOUND = "mask_empty"
+_SHOWN_SCORES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A case with what the model said of it."""
+    """A case with what the model said of it.
+
+    Attributes:
+        key, series_uid: of the case.
+        image: the volume; of several images the one that the prediction is of.
+        prediction: of the volume, or of the image with the highest score.
+        flags: what a reader of the result should know.
+        status: `complete`, or `partial` where some of its images could not be used.
+        boxes: on all images of the case.
+    """
 
     key: str
     series_uid: str
-    image: Volume
+    image: Volume | Image2D
     prediction: Prediction
     flags: tuple[str, ...] = ()
+    status: str = "complete"
+    boxes: tuple[FoundBox, ...] = ()
 
     @property
     def mask(self) -> Volume | None:
         """The predicted mask, where the image lies."""
         found = self.prediction
-        if found.mask is None:
+        if found.mask is None or not isinstance(self.image, Volume):
             return None
         affine = self.image.affine_lps if found.affine_lps is None else found.affine_lps
         return replace(self.image, array=found.mask, affine_lps=affine)
@@ -86,11 +99,11 @@ def case_result(answer: Answer, facts: Mapping[str, Any]) -> dict[str, Any]:
     result = {
         "key": answer.key,
         "series_uid": answer.series_uid,
-        "status": "complete",
+        "status": answer.status,
         "label": names[found.label] if found.label >= 0 else None,
         "score": score,
         "class_scores": dict(zip(names, found.scores, strict=True)) if found.scores else {},
-        "boxes": [],
+        "boxes": boxes_json(answer.boxes, names),
         "volume_ml": found.volume_ml,
         "threshold": facts["inference"].get("threshold"),
         "conformity": None,
@@ -121,9 +134,21 @@ def _picture(answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any]
         beside = "" if limit is None else f", threshold {limit:.3g}"
         lines.append(f"{result['label']}: score {result['score']:.3f}{beside}")
     legend = "" if answer.mask is None else f"predicted mask, {result['volume_ml']:.1f} ml"
-    rgb = prediction_picture(
-        answer.image, answer.mask, legend, [*lines, facts["task"], "For research use only."]
-    )
+    lines += [facts["task"], "For research use only."]
+    image = answer.image
+    if isinstance(image, Volume):
+        legend = "" if answer.mask is None else f"predicted mask, {result['volume_ml']:.1f} ml"
+        rgb = prediction_picture(image, answer.mask, legend, lines)
+    else:
+        rgb = _boxes_picture(image, answer.prediction, lines)
     out = io.BytesIO()
     Image.fromarray(rgb).save(out, format="PNG")
     return out.getvalue()
+
+
+def _boxes_picture(image: Image2D, found: Prediction, lines: Sequence[str]) -> np.ndarray:
+    boxes, legend = found.boxes_xyxy_px, ""
+    if boxes is not None:
+        scores = ", ".join(f"{score:.2f}" for score in found.box_scores[:_SHOWN_SCORES])
+        legend = f"{len(boxes)} found" + (f": {scores}" if scores else "")
+    return boxes_picture(image, np.zeros((0, 4)) if boxes is None else boxes, legend, lines)

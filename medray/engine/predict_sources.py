@@ -1,4 +1,4 @@
-"""What a prediction works on: series of an index, and volumes outside DICOM."""
+"""What a prediction works on: series of an index, and volumes or images outside DICOM."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -12,9 +12,10 @@ from medray.dicom.series import Instance, split_series
 from medray.engine.crawl import read_header
 from medray.engine.index import index_of
 from medray.engine.run import Run
-from medray.engine.series_table import foreign_files, read_series
+from medray.engine.series_table import foreign_files, read_series, unpack_instances
 from medray.engine.series_verdict import refused_series, series_refusal
 from medray.errors import ConfigError, DataError
+from medray.formats.images import IMAGE_SUFFIXES
 from medray.formats.volumes import VOLUME_SUFFIXES
 
 # A packed volume unpacks to about so many times its bytes.
@@ -23,12 +24,13 @@ _USUAL_PACKING = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One series or volume file, before anything is decoded.
+    """One series or file, before anything is decoded.
 
     Attributes:
         key: the series_key; empty for a file, whose bytes name it.
         native_bytes: how large its decoded pixels are, about.
         modality: of the series; empty where the file does not say.
+        sop_uids: of the source's files, in their order; empty outside DICOM.
         flags: what the index says of the series.
         refusal: reason and sentence, empty if nothing speaks against it.
     """
@@ -37,6 +39,7 @@ class Case:
     source: ImageSource
     native_bytes: int
     modality: str = ""
+    sop_uids: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     refusal: tuple[str, ...] = ()
 
@@ -62,6 +65,7 @@ class Case:
             "key": self.key,
             "name": self.name,
             "flags": list(self.flags),
+            "sop_uids": list(self.sop_uids),
             "source": asdict(self.source),
         }
 
@@ -79,7 +83,7 @@ class Found:
     Attributes:
         cases: to be predicted, or refused with a reason of ours.
         rejected: rows of series that the index refused.
-        index_uri: the index; empty where all sources are volume files.
+        index_uri: the index; empty where all sources are files outside DICOM.
     """
 
     cases: list[Case]
@@ -88,16 +92,25 @@ class Found:
 
 
 def find_cases(
-    run: Run, sources: Sequence[str], *, only: Collection[str] = (), quiet: bool
+    run: Run,
+    sources: Sequence[str],
+    *,
+    planar: bool = False,
+    only: Collection[str] = (),
+    quiet: bool,
 ) -> Found:
     """Index the sources and list what may be predicted, counting what is refused at once.
 
-    A volume file counts where it was named, or where its source holds no DICOM series: beside
-    DICOM it may as well be a mask. Where `only` names series, nothing else is looked at.
+    A file outside DICOM counts where it was named, or where its source holds no DICOM series:
+    beside DICOM it may as well be a mask. Where `only` names series, nothing else is looked at.
+
+    Args:
+        planar: the task takes single images: PNG and JPEG, and each instance of a series.
     """
-    named = {source: file for source in sources if (file := _named_volume(source)) is not None}
+    kind = _PLANAR if planar else _VOLUMES
+    named = {source: file for source in sources if (file := kind.named(source)) is not None}
     others = [source for source in sources if source not in named]
-    found = Found(cases=[_of_file(file) for file in named.values()], rejected=[])
+    found = Found(cases=[kind.of_file(file) for file in named.values()], rejected=[])
     if not others:
         return found
     found.index_uri = index_of(run, others, quiet=quiet)
@@ -110,7 +123,7 @@ def find_cases(
         with_dicom.add(_home(row["instances"][0]["uri"], homes))
         if only and row["series_key"] not in only:
             continue
-        refusal = series_refusal(row)
+        refusal = series_refusal(row, planar=planar)
         if refusal is None:
             found.cases.append(_of_series(row))
         else:
@@ -121,23 +134,30 @@ def find_cases(
         return found
     met = {case.source.files[0].uri for case in found.cases}
     for file in foreign_files(found.index_uri):
-        wanted = file.uri.lower().endswith(VOLUME_SUFFIXES) and file.uri not in met
+        wanted = file.uri.lower().endswith(kind.suffixes) and file.uri not in met
         if wanted and _home(file.uri, homes) not in with_dicom:
-            found.cases.append(_of_file(file))
+            found.cases.append(kind.of_file(file))
     return found
 
 
-def one_record(uri: str) -> Record:
-    """Return the only volume at a URI as a record, without an index.
+def one_record(uri: str, *, planar: bool = False) -> Record:
+    """Return the only volume, or the only image, at a URI as a record, without an index.
 
     Raises:
         ConfigError: there is none, or there are several.
         DataError: the only one cannot be used.
     """
-    file = _named_volume(uri)
+    kind = _PLANAR if planar else _VOLUMES
+    file = kind.named(uri)
     if file is not None:
-        return Record(name="", patient_id="", image=_of_file(file).source)
-    stacks = split_series(list(_instances(uri)))
+        return Record(name="", patient_id="", image=kind.of_file(file).source)
+    found = list(_instances(uri))
+    if planar:
+        if len(found) != 1:
+            raise ConfigError(f"{len(found)} images lie there; name one file")
+        one = FileRef(found[0].uri, found[0].bytes, found[0].stamp)
+        return Record(name="", patient_id="", image=ImageSource(form="instance", files=(one,)))
+    stacks = split_series(found)
     good = [stack for stack in stacks if stack.verdict == "ok" and stack.kind == "volume"]
     if len(good) != 1 and len(stacks) == 1:
         raise DataError(stacks[0].verdict, stacks[0].detail or "the series is no volume")
@@ -158,21 +178,39 @@ def _instances(uri: str) -> Iterator[Instance]:
             yield Instance(uri=entry.uri, bytes=entry.bytes, stamp=entry.stamp, header=header)
 
 
-def _named_volume(uri: str) -> FileRef | None:
-    """Return the volume file that a source names, None where it is anything else."""
-    if not uri.lower().endswith(VOLUME_SUFFIXES):
-        return None
-    try:
-        entry = storage.stat(uri)
-    except DataError:
-        return None  # a folder of this name
-    return FileRef(entry.uri, entry.bytes, entry.stamp)
+@dataclass(frozen=True, slots=True)
+class _FileKind:
+    """Files outside DICOM that a task takes.
+
+    Attributes:
+        form: as in ImageSource.
+        suffixes: of their names, lower case.
+        packed: suffixes of those that unpack to a multiple of their bytes.
+    """
+
+    form: str
+    suffixes: tuple[str, ...]
+    packed: tuple[str, ...]
+
+    def named(self, uri: str) -> FileRef | None:
+        """Return the file that a source names, None where it is anything else."""
+        if not uri.lower().endswith(self.suffixes):
+            return None
+        try:
+            entry = storage.stat(uri)
+        except DataError:
+            return None  # a folder of this name
+        return FileRef(entry.uri, entry.bytes, entry.stamp)
+
+    def of_file(self, file: FileRef) -> Case:
+        """Return the case of a file."""
+        packing = _USUAL_PACKING if file.uri.lower().endswith(self.packed) else 1
+        source = ImageSource(form=self.form, files=(file,))
+        return Case(key="", source=source, native_bytes=packing * file.bytes)
 
 
-def _of_file(file: FileRef) -> Case:
-    packing = _USUAL_PACKING if file.uri.lower().endswith((".gz", ".nrrd", ".mha")) else 1
-    source = ImageSource(form="volume_file", files=(file,))
-    return Case(key="", source=source, native_bytes=packing * file.bytes)
+_VOLUMES = _FileKind("volume_file", VOLUME_SUFFIXES, (".gz", ".nrrd", ".mha"))
+_PLANAR = _FileKind("image_file", IMAGE_SUFFIXES, IMAGE_SUFFIXES)
 
 
 def _of_series(row: dict[str, Any]) -> Case:
@@ -187,6 +225,7 @@ def _of_series(row: dict[str, Any]) -> Case:
         ),
         native_bytes=2 * row["rows"] * row["columns"] * row["num_slices"],
         modality=row["modality"],
+        sop_uids=tuple(item.header.sop_uid for item in unpack_instances(row["instances"])),
         flags=tuple(row["flags"]),
     )
 

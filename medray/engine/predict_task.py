@@ -11,6 +11,7 @@ from medray.engine.actor_pool import answer_block
 from medray.engine.case import predict_sample
 from medray.engine.ledger import Ledger
 from medray.engine.predict_output import Answer, write_case
+from medray.engine.predict_planar import predict_images
 from medray.engine.predict_sources import source_record
 from medray.engine.predictor import Predictor
 from medray.engine.prepare_task import CountingReader
@@ -75,19 +76,39 @@ class PredictActor:
 
     def _predict(self, payload: Mapping[str, Any], reader: CountingReader) -> dict[str, Any]:
         """Return the row of results.parquet, everything being written."""
+        find = self._on_images if self.predictor.recipe.is_planar else self._on_volume
+        answer = find(payload, reader)
+        return write_case(self.out, answer, self.predictor.facts, self.request.formats)
+
+    def _on_volume(self, payload: Mapping[str, Any], reader: CountingReader) -> Answer:
         sample = load_sample(source_record(payload["source"]), reader)
         prediction = predict_sample(self.predictor, sample, self.request.upstream)
         image = sample.image
         if not isinstance(image, Volume):
             raise DataError("wrong_modality", "the task takes volumes")
-        answer = Answer(
+        return Answer(
             key=_case_key(payload, reader),
             series_uid=payload["source"]["series_uid"],
             image=image,
             prediction=prediction,
             flags=tuple(sorted({*payload["flags"], *image.flags})),
         )
-        return write_case(self.out, answer, self.predictor.facts, self.request.formats)
+
+    def _on_images(self, payload: Mapping[str, Any], reader: CountingReader) -> Answer:
+        source = source_record(payload["source"]).image
+        chain = self.request.upstream
+        found = predict_images(self.predictor, source, payload["sop_uids"], reader, chain)
+        assert found.best is not None
+        assert found.image is not None
+        return Answer(
+            key=_case_key(payload, reader),
+            series_uid=payload["source"]["series_uid"],
+            image=found.image,
+            prediction=found.best,
+            flags=tuple(sorted({*payload["flags"], *found.refused})),
+            status="partial" if found.refused else "complete",
+            boxes=tuple(found.boxes),
+        )
 
 
 def _case_key(payload: Mapping[str, Any], reader: CountingReader) -> str:

@@ -5,9 +5,29 @@ from typing import Any
 _SKIPPED_VERDICTS = frozenset({"no_pixels", "localizer"})
 
 
-def series_refusal(row: dict[str, Any]) -> tuple[str, str, str] | None:
-    """Return why a series gives no volume: skipped or rejected, reason, sentence."""
+# What keeps slices from being one volume is nothing to a task that takes them one by one.
+_OF_VOLUMES_ALONE = frozenset(
+    {
+        "no_geometry",
+        "too_few_slices",
+        "mixed_size",
+        "mixed_orientation",
+        "slice_increment_inconsistent",
+        "missing_slices",
+        "duplicate_positions",
+    }
+)
+
+
+def series_refusal(row: dict[str, Any], *, planar: bool = False) -> tuple[str, str, str] | None:
+    """Return why a series gives no volume: skipped or rejected, reason, sentence.
+
+    Args:
+        planar: its images are taken one by one; no volume is wanted.
+    """
     verdict = row["verdict"]
+    if planar and (verdict in _OF_VOLUMES_ALONE or verdict == "ok"):
+        return None
     if verdict in _SKIPPED_VERDICTS or (row["kind"] == "other" and verdict == "wrong_modality"):
         return "skipped", verdict, row["detail"]
     if verdict != "ok":

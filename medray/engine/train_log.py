@@ -75,8 +75,7 @@ class TrainLog:
         where = storage.join(self.job.out, METRICS)
         if not self.is_writer or not storage.exists(where):
             return
-        lines = storage.read_bytes(where).decode().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = read_metrics(self.job.out)
         self.rows = [row for row in rows if row["epoch"] <= epoch]
 
     def write(self) -> None:
@@ -116,6 +115,12 @@ class TrainLog:
             r["value"] for r in reversed(self.rows) if (r["split"], r["name"]) == ("val", metric)
         )
         return next(found, None)
+
+
+def read_metrics(out: str) -> list[dict[str, Any]]:
+    """Return the rows of a training's metrics.jsonl."""
+    lines = storage.read_bytes(storage.join(out, METRICS)).decode().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @ray.remote(num_cpus=0)

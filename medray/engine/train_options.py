@@ -14,7 +14,8 @@ class TrainOptions:
     Attributes:
         cache: where the training split is kept: `host` memory of every worker, `device` memory,
             `none` (streamed from storage at every epoch); `auto` takes `host` where it fits.
-        precision: `fp32`, `tf32` or `bf16` (autocast); `auto` is fp32 on a CPU, bf16 on a GPU.
+        precision: `fp32`, `tf32` or `bf16` (autocast); `auto` is fp32 on a CPU; on a GPU
+            bf16 where compiled, else tf32, which is the faster one then.
         channels_last: memory layout of volumes and kernels; `auto` is on for a CPU, and for a GPU
             together with compile, where alone it costs time.
         compile: whether torch.compile is used.

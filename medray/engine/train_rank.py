@@ -1,7 +1,6 @@
 """What one rank does from its start to the end of the training."""
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,14 @@ from medray.engine.feed import RankFeed
 from medray.engine.learning_rate import LearningRate
 from medray.engine.train_job import TrainJob
 from medray.engine.train_log import TrainLog
-from medray.engine.train_step import MAX_BAD_STEPS, Stepper, use_precision, weights_channels_last
+from medray.engine.train_step import (
+    MAX_BAD_STEPS,
+    Stepper,
+    precision_of,
+    use_precision,
+    use_threads,
+    weights_channels_last,
+)
 from medray.engine.weights import load_weights
 from medray.errors import DataError, MedrayError
 from medray.learning import Row
@@ -287,10 +293,8 @@ def _start(job: TrainJob, log: TrainLog) -> Rank:
     """Build the network, its optimiser and its data on this rank; resume where there is more."""
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    _use_threads(device, context.get_local_world_size())
-    precision = job.options.precision
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+    use_threads(device, context.get_local_world_size())
+    precision = precision_of(job.options, device)
     use_precision(precision)
     stepper = _stepper(job, device, precision)
     order = job.order
@@ -331,12 +335,6 @@ def _last_checkpoint(job: TrainJob) -> Checkpoint | None:
     if last is None:
         raise MedrayError(f"checkpoint {name} is complete on rank 0, but not on this one")
     return last
-
-
-def _use_threads(device: torch.device, local_ranks: int) -> None:
-    """Share the node's cores among its ranks; Ray gives every worker one thread."""
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
 
 
 def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:

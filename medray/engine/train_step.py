@@ -1,5 +1,6 @@
 """One optimiser step on one rank: exact over workers, in the wanted precision."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -40,6 +41,21 @@ def autocast(device: torch.device, precision: str) -> Any:
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def precision_of(options: TrainOptions, device: torch.device) -> str:
+    """Return fp32, tf32 or bf16; in 3D, bf16 is the faster one only where it is compiled."""
+    if options.precision != "auto":
+        return options.precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if options.compile else "tf32"
+
+
+def use_threads(device: torch.device, local_ranks: int) -> None:
+    """Share the node's cores among its ranks; Ray gives every worker one thread."""
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
 
 
 def use_precision(precision: str) -> None:

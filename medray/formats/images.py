@@ -16,6 +16,7 @@ from medray.volume import Image2D
 
 # 256 megapixels: the largest mammograms have 20.
 MAX_PIXELS = 1 << 28
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY_MODES = {"1": "L", "L": "L", "LA": "L", "I;16": "I;16", "I;16B": "I;16"}
 _COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "PA"})
 _MARKS = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}

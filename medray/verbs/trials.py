@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from medray.errors import ConfigError
-from medray.verbs.options import EXIT_INTERNAL, AsJson, Debug, Quiet, with_ray
+from medray.verbs.options import EXIT_INTERNAL, AsJson, Debug, Gpu, Quiet, with_ray
 
 # The task whose epochs are shortest.
 _CHAOS_TASK = "lung_classification"
@@ -14,8 +14,12 @@ _CHAOS_SETTINGS = ("view=box", "size=16", "batch_size=2", "filters=16,64")
 
 
 def bench(
-    stage: Annotated[str, typer.Argument(help="index, convert or prepare; default: all.")] = "",
+    stage: Annotated[
+        str, typer.Argument(help="index, convert, prepare, train; default: all.")
+    ] = "",
     out: Annotated[str, typer.Option("--out", help="Folder for bench.json.")] = "bench-out",
+    task: Annotated[str, typer.Option("--task", help="Of prepare and train.")] = "",
+    gpu: Gpu = False,
     small: Annotated[bool, typer.Option("--small", help="Fewer files and repeats.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -32,9 +36,11 @@ def bench(
     if stage and stage not in STAGES:
         raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(STAGES)}")
     stages = (stage,) if stage else STAGES
-    recipe = get_recipe(_first_task())
+    recipe = get_recipe(task or _first_task())
     summary = with_ray(
-        lambda: run_bench(stages, out, recipe=recipe, small=small), address=None, debug=debug
+        lambda: run_bench(stages, out, recipe=recipe, small=small, use_gpu=gpu),
+        address=None,
+        debug=debug,
     )
     if not quiet:
         for row in summary["rows"]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PHANTOMS = {"pancreas_segmentation": 40, "lung_classification": 120, "pancreas_classification": 240}
+PHANTOMS = {"pancreas_segmentation": 40, "lung_classification": 120, "pancreas_classification": 340}
 # On the coarsest matrix a mass and a duct of equal volume are the same few voxels.
 PHANTOM_SIZES = {"pancreas_classification": "small"}
 # Their tumours are a few voxels of a whole thorax at this size.
