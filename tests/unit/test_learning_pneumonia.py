@@ -137,6 +137,9 @@ def test_evaluation_repeats_and_rows_are_plain(settings):
     with torch.no_grad():
         outputs = network(LEARNING.inputs(alone, hp))
     assert LEARNING.measure(LEARNING.probabilities(outputs, hp), alone, hp)
+    one = {n: t[:1] for n, t in batch.items() if n != "num_boxes"}
+    probs = {n: t[:1] for n, t in LEARNING.probabilities(outputs, hp).items()}
+    assert len(LEARNING.measure(probs, one, hp)[0]["true_boxes_xyxy"]) == 2
 
 
 def test_whole_image_boxes_of_the_original_are_no_truth():
@@ -144,7 +147,7 @@ def test_whole_image_boxes_of_the_original_are_no_truth():
     batch = batch_of(compat="original")
     probs = {
         "boxes": batch["boxes"], "scores": torch.ones(4, 2), "classes": torch.zeros(4, 2),
-        "image": torch.ones(4),
+        "image": torch.ones(4, 1),
     }  # fmt: skip
     rows = LEARNING.measure(probs, batch, hp)
     assert [len(row["true_boxes_xyxy"]) for row in rows] == [2, 0, 1, 0]
@@ -271,16 +274,16 @@ PROBS = {
     "boxes": np.array([[10.0, 14, 30, 34], [2, 8, 60, 60], [0, 0, 0, 0]]),
     "scores": np.array([0.8, 0.3, 0.0]),
     "classes": np.array([0, 0, 0]),
-    "image": np.array(0.8),
+    "image": np.array([0.8]),
 }
 
 
 def test_answers_are_boxes_of_the_original_image():
     found = LEARNING.decode(PROBS, FACTS, TINY, {"threshold": 0.5, "gate": 0.7})
     assert found.boxes_xyxy_px.tolist() == [[20.0, 20.0, 60.0, 60.0]]
-    assert (found.label, found.score, found.box_labels) == (1, 0.8, (0,))
+    assert (found.label, found.score, found.box_labels) == (0, 0.8, (0,))
     shut = LEARNING.decode(PROBS, FACTS, TINY, {"threshold": 0.5, "gate": 0.9})
-    assert shut.label == 0
+    assert shut.label == -1
     assert len(shut.boxes_xyxy_px) == 0
 
 
@@ -289,10 +292,10 @@ def test_a_healthy_answer_is_the_whole_image_where_that_is_the_convention():
     assert RECIPE.class_names_of(hp) == ("pneumonia", "normal")
     found = LEARNING.decode(PROBS, FACTS, hp, {"threshold": 0.9})
     assert found.boxes_xyxy_px.tolist() == [[0.0, 0.0, 128.0, 112.0]]
-    assert (found.label, found.box_labels) == (0, (1,))
+    assert (found.label, found.box_labels) == (1, (1,))
     assert found.box_scores[0] == pytest.approx(0.2)
     normal = {**PROBS, "classes": np.array([1, 1, 0])}
-    assert LEARNING.decode(normal, FACTS, hp, {"threshold": 0.5}).label == 0
+    assert LEARNING.decode(normal, FACTS, hp, {"threshold": 0.5}).label == 1
 
 
 def test_augmentation_depends_on_the_seed_alone_and_the_original_has_none():

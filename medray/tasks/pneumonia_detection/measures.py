@@ -24,14 +24,14 @@ DEFAULT_THRESHOLD = 0.5
 
 
 def probabilities(outputs: Outputs, hp: "Hparams") -> "dict[str, Tensor]":
-    """Return `boxes` (B, K, 4) in the frame's pixels, `scores`, `classes` (B, K), `image` (B,).
+    """Return `boxes` (B, K, 4) in the frame's pixels, `scores`, `classes` (B, K), `image` (B, 1).
 
     The last is how likely the image shows pneumonia at all: the gate's answer, or the best score.
     """
     assert isinstance(outputs, dict)
     found = {name: outputs[name] for name in ("boxes", "scores", "classes")}
     best = (found["scores"] * (found["classes"] == PNEUMONIA)).amax(dim=1)
-    found["image"] = outputs["gate"].sigmoid() if hp.gate == "head" else best
+    found["image"] = (outputs["gate"].sigmoid() if hp.gate == "head" else best)[:, None]
     return found
 
 
@@ -48,7 +48,7 @@ def measure(probs: "Mapping[str, Tensor]", batch: Batch, hp: "Hparams") -> list[
         row: Row = box_row(columns["boxes"][index], scores * opaque, truth)
         boxes = np.array(row["boxes_xyxy"]).reshape(-1, 4)
         row["hits_challenge"] = challenge_hits(boxes, truth)
-        row["image_score"] = float(columns["image"][index])
+        row["image_score"] = float(columns["image"][index, 0])
         rows.append(row)
     return rows
 
@@ -56,11 +56,11 @@ def measure(probs: "Mapping[str, Tensor]", batch: Batch, hp: "Hparams") -> list[
 def _truth(batch: Batch, index: int, hp: "Hparams") -> np.ndarray:
     if "boxes" not in batch:
         return np.zeros((0, 4))
-    number = int(batch["num_boxes"][index])
-    boxes = batch["boxes"][index, :number].cpu().numpy()
+    boxes = batch["boxes"][index].cpu().numpy()
+    number = int(batch["num_boxes"][index]) if "num_boxes" in batch else len(boxes)
     healthy = hp.compat == "original" and int(batch["label"][index]) == 0
     opaque = batch["box_labels"][index, :number].cpu().numpy() == PNEUMONIA
-    return np.asarray(boxes[opaque & (not healthy)], dtype=np.float64)
+    return np.asarray(boxes[:number][opaque & (not healthy)], dtype=np.float64)
 
 
 def metrics(rows: Sequence[Row], inference: Mapping[str, Any]) -> dict[str, float]:
@@ -121,21 +121,22 @@ def decode(
 ) -> Prediction:
     """Return the opacities in pixels of the original image, if the gate is open.
 
+    The label is `pneumonia` where there are any; a healthy image has none of this task's labels.
     With `compat=whole_image` an image without any gets one box over the whole of it, `normal`.
     """
-    image_score = float(probs["image"])
+    image_score = float(probs["image"][0])
     opaque = np.where(probs["classes"] == PNEUMONIA, probs["scores"], 0.0)
     if image_score < float(inference.get("gate", 0.0)):
         opaque = np.zeros_like(opaque)
     chosen = {"threshold": float(inference.get("threshold", DEFAULT_THRESHOLD))}
     boxes, scores, labels = boxes_of_original({**probs, "scores": opaque}, facts, chosen)
-    ill = bool(len(boxes))
-    if not ill and hp.compat == "whole_image":
+    label = PNEUMONIA if len(boxes) else -1
+    if not len(boxes) and hp.compat == "whole_image":
         height, width = facts["meta"]["original_shape"]
-        boxes = np.array([[0.0, 0.0, width, height]])
+        boxes, label = np.array([[0.0, 0.0, width, height]]), NORMAL
         scores, labels = (1 - image_score,), (NORMAL,)
     return Prediction(
-        label=int(ill),
+        label=label,
         score=image_score,
         boxes_xyxy_px=boxes,
         box_scores=scores,

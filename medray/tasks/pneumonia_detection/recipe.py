@@ -76,7 +76,7 @@ class Hparams:
         channels: of the pyramid.
         hidden: width of the box head.
         proposals: regions kept in training.
-        rois_per_image: regions judged by the loss.
+        anchors_per_image, rois_per_image: anchors and regions judged by the losses.
         gate: what an image's score is: its `best_box`, or a `head` of its own.
         gate_weight: of that head's loss.
         per_class: images of each class an epoch visits; 0 is as many as the rarer one has. The
@@ -105,6 +105,7 @@ class Hparams:
     channels: int = 256
     hidden: int = 1024
     proposals: int = 2000
+    anchors_per_image: int = 256
     rois_per_image: int = 512
     gate: Literal["best_box", "head"] = "best_box"
     gate_weight: float = 1.0
@@ -127,8 +128,12 @@ class Hparams:
             raise ValueError(f"shown_px must be 0 or a multiple of 32, got {self.shown_px}")
         if not 0 <= self.trainable_layers <= 5:
             raise ValueError(f"trainable_layers must lie in 0..5, got {self.trainable_layers}")
-        counts = (self.anchor_px, self.channels, self.hidden, self.rois_per_image, self.every)
-        if min(*counts, self.epochs, self.batch_size) < 1 or self.proposals < 2:
+        counts = (self.anchor_px, self.channels, self.hidden, self.every)
+        if (
+            min(*counts, self.rois_per_image, self.anchors_per_image) < 1
+            or min(self.epochs, self.batch_size) < 1
+            or self.proposals < 2
+        ):
             raise ValueError("sizes, counts, every, epochs and batch_size must be at least 1")
         if min(self.per_class, self.warmup_steps, self.gate_weight) < 0 or self.lr <= 0:
             raise ValueError("per_class, warmup_steps and gate_weight must be >= 0, lr > 0")
@@ -173,8 +178,9 @@ def _tiny() -> Hparams:
         anchor_px=8,
         channels=32,
         hidden=64,
-        proposals=200,
-        rois_per_image=64,
+        proposals=100,
+        anchors_per_image=64,
+        rois_per_image=32,
         lr=0.02,
         every=8,
         warmup_steps=20,
@@ -348,6 +354,7 @@ def model(hp: Hparams) -> "nn.Module":
             channels=hp.channels,
             hidden=hp.hidden,
             proposals=hp.proposals,
+            anchors_per_image=hp.anchors_per_image,
             rois_per_image=hp.rois_per_image,
             trainable_layers=hp.trainable_layers,
             predictor_only=hp.compat == "original",
