@@ -37,6 +37,21 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamPart:
+    """A part of a sample that another task's model may make first.
+
+    Attributes:
+        setting: hyperparameter that holds the model's URI.
+        kind: of the task whose model it is: `mask3d` makes a mask, `box2d` boxes.
+        is_needed: nothing can be predicted without it; else the task has an answer of its own.
+    """
+
+    setting: str
+    kind: str
+    is_needed: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe(Generic[HparamsT]):
     """Everything an engine needs to know of a task; callables are module-level functions.
 
@@ -57,8 +72,7 @@ class Recipe(Generic[HparamsT]):
         phantom_baseline: threshold-and-blob score on that data set, name and value.
         lesion_boxes: boxes mark lesions (the box_whole_image gate).
         prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
-        upstream: parts of a sample (`mask`) that another task's model may make, and the
-            hyperparameter that holds its URI.
+        upstream: parts of a sample, `mask` or `boxes`, that another task's model may make.
         learning: how the task learns; None where it cannot be trained yet.
     """
 
@@ -78,13 +92,14 @@ class Recipe(Generic[HparamsT]):
     phantom: Callable[..., Mapping[str, Any]]
     phantom_baseline: Callable[[Path], Mapping[str, float]]
     prepare_peak_factor: float = 4.0
-    upstream: Mapping[str, str] = field(default_factory=dict)
+    upstream: Mapping[str, UpstreamPart] = field(default_factory=dict)
     learning: Learning[HparamsT] | None = None
 
     @property
     def data_fields(self) -> tuple[str, ...]:
         """Names of all hyperparameters that decide about the prepared data."""
-        return (*self.prepare_fields, *self.records_fields, *self.upstream.values())
+        settings = (part.setting for part in self.upstream.values())
+        return (*self.prepare_fields, *self.records_fields, *settings)
 
     @property
     def is_planar(self) -> bool:

@@ -149,7 +149,9 @@ def _predict(plan: Pipeline, out: str, quiet: bool) -> dict[str, Any]:  # noqa: 
     rows = prepared.split(_evaluated_split(plan, out))
     series = sorted({str(row["series_key"]) for row in rows if row["series_key"]})
     sources = (storage.join(out, "index"),) if series else _files_of(out, rows)
-    missing = [part for part in plan.recipe.upstream if not plan.upstream]
+    made = {model.part for model in plan.upstream}
+    needed = (name for name, part in plan.recipe.upstream.items() if part.is_needed)
+    missing = sorted(set(needed) - made)
     if missing:
         return {"stages": {}, "left_out": f"the task needs a model for: {', '.join(missing)}"}
     request = PredictRequest(

@@ -3,14 +3,16 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from medray import storage
 from medray.datasets.record import Sample
 from medray.engine.examples import example_facts
 from medray.engine.weights import package_uri, read_checked_weights, read_model_json
 from medray.errors import ConfigError, DataError
+from medray.learning import Prediction
 from medray.recipe import Recipe
 from medray.volume import Volume
 
@@ -58,10 +60,16 @@ def chosen_upstream(
         DataError: model_missing or model_hash_mismatch.
     """
     found = []
-    for part, name in recipe.upstream.items():
-        uri = getattr(hparams, name)
+    for name, part in recipe.upstream.items():
+        uri = getattr(hparams, part.setting)
         if uri:
-            found.append(_upstream(part, uri, recipe_of, setting=name))
+            model = _upstream(name, uri, recipe_of)
+            if model.recipe.kind != part.kind:
+                raise ConfigError(
+                    f"{part.setting} must be a model that makes the {name}, "
+                    f"{model.recipe.name} does not"
+                )
+            found.append(model)
     return tuple(found)
 
 
@@ -71,18 +79,14 @@ def packed_upstream(
     """Return the models that lie in a package, in the order in which they run."""
     where = package_uri(uri)
     return tuple(
-        _upstream(item["name"], storage.join(where, item["uri"]), recipe_of, setting=item["name"])
+        _upstream(item["name"], storage.join(where, item["uri"]), recipe_of)
         for item in facts.get("upstream", ())
     )
 
 
-def _upstream(
-    part: str, uri: str, recipe_of: Callable[[str], Recipe[Any]], *, setting: str
-) -> Upstream:
+def _upstream(part: str, uri: str, recipe_of: Callable[[str], Recipe[Any]]) -> Upstream:
     facts = read_model_json(uri)
     recipe = recipe_of(str(facts.get("task")))
-    if part == "mask" and recipe.kind != "mask3d":
-        raise ConfigError(f"{setting} must be a model that makes masks, {recipe.name} does not")
     read_checked_weights(uri)
     return Upstream(part=part, recipe=recipe, uri=uri, weights_sha256=facts["weights_sha256"])
 
@@ -94,44 +98,59 @@ def with_upstream(sample: Sample, chain: Sequence[Upstream]) -> Sample:
         DataError: the first reason why a model cannot take this image.
     """
     for model in chain:
-        sample = dataclasses.replace(sample, mask=_mask(sample, model))
+        sample = _MAKERS[model.part](sample, model)
     return sample
 
 
-def _mask(sample: Sample, model: Upstream) -> Volume:
+def _with_mask(sample: Sample, model: Upstream) -> Sample:
     image = sample.image
     if not isinstance(image, Volume):
         raise DataError("wrong_modality", "a mask needs a volume to lie on")
-    predictor = _loaded(model.uri, model.weights_sha256, model.recipe.name, _Held(model.recipe))
-    bare = Sample(image=image, meta=sample.meta)
+    mask = _predicted(sample, model).mask
+    if mask is None or mask.shape != image.array.shape:
+        raise DataError("model_output_invalid", "the upstream model gave no mask of this grid")
+    return dataclasses.replace(sample, mask=image.with_array(mask))
+
+
+def _with_boxes(sample: Sample, model: Upstream) -> Sample:
+    """Return the sample with the found boxes, best first; there may be none."""
+    found = _predicted(sample, model)
+    if found.boxes_xyxy_px is None:
+        raise DataError("model_output_invalid", "the upstream model gave no boxes")
+    return dataclasses.replace(
+        sample,
+        boxes_xyxy_px=np.asarray(found.boxes_xyxy_px, dtype=np.float64).reshape(-1, 4),
+        box_labels=np.asarray(found.box_labels, dtype=np.int64),
+    )
+
+
+_MAKERS: dict[str, Callable[[Sample, Upstream], Sample]] = {
+    "mask": _with_mask,
+    "boxes": _with_boxes,
+}
+
+
+def _predicted(sample: Sample, model: Upstream) -> Prediction:
+    predictor = _loaded(model)
+    bare = Sample(image=sample.image, meta=sample.meta)
     prepared = model.recipe.prepare(bare, predictor.hparams)
     probabilities = predictor.probabilities([prepared.arrays])[0]
-    prediction = predictor.decode(probabilities, example_facts(prepared, key=""))
-    if prediction.mask is None or prediction.mask.shape != image.array.shape:
-        raise DataError("model_output_invalid", "the upstream model gave no mask of this grid")
-    return image.with_array(prediction.mask)
+    return predictor.decode(probabilities, example_facts(prepared, key=""))
 
 
-class _Held:
-    """A recipe that does not take part in the cache's comparison; its name does."""
-
-    def __init__(self, recipe: Recipe[Any]) -> None:
-        self.recipe = recipe
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
+# Loaded once in a process, newest last.
+_LOADED: "dict[tuple[str, str], Predictor]" = {}
 
 
-@lru_cache(maxsize=_KEPT_IN_A_PROCESS)
-def _loaded(uri: str, sha256: str, task: str, held: _Held) -> "Predictor":
-    """Return the model, loaded once in a process."""
+def _loaded(model: Upstream) -> "Predictor":
     from medray.engine.predictor import Predictor
 
-    del sha256, task
-    return Predictor(held.recipe, uri)
+    key = (model.uri, model.weights_sha256)
+    if key not in _LOADED:
+        while len(_LOADED) >= _KEPT_IN_A_PROCESS:
+            del _LOADED[next(iter(_LOADED))]
+        _LOADED[key] = Predictor(model.recipe, model.uri)
+    return _LOADED[key]
 
 
 def pack_upstream(out: str, chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
 from medray.learning import Batch, Learning, LogUniform, Objective, Outputs, Schedule, Uniform
-from medray.recipe import Prepared, Recipe
+from medray.recipe import Prepared, Recipe, UpstreamPart
 from medray.tasks.breast_classification import measures
 from medray.tasks.breast_classification.framing import as_original, breast_alone, roi_of
 from medray.tasks.breast_classification.phantom import baseline, write_phantom
@@ -130,7 +130,7 @@ def recipe() -> Recipe[Hparams]:
         phantom=write_phantom,
         phantom_baseline=baseline,
         prepare_peak_factor=32.0,
-        upstream={"boxes": "roi_model"},
+        upstream={"boxes": UpstreamPart(setting="roi_model", kind="box2d", is_needed=False)},
         learning=Learning(
             model=model,
             augment=augment,

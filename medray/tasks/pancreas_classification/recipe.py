@@ -39,7 +39,7 @@ from medray.errors import ConfigError, DataError
 from medray.learning import Batch, Learning, LogUniform, Objective, Outputs, Schedule
 from medray.preprocess.crop import crop_box, mask_box
 from medray.preprocess.spatial import resize_volume
-from medray.recipe import Prepared, Recipe
+from medray.recipe import Prepared, Recipe, UpstreamPart
 from medray.tasks.pancreas_classification import measures
 from medray.tasks.pancreas_classification.phantom import baseline, write_phantom
 from medray.volume import Volume
@@ -161,7 +161,7 @@ def recipe() -> Recipe[Hparams]:
         class_names=CLASS_NAMES,
         phantom=write_phantom,
         phantom_baseline=baseline,
-        upstream={"mask": "mask_model"},
+        upstream={"mask": UpstreamPart(setting="mask_model", kind="mask3d")},
         learning=Learning(
             model=model,
             augment=augment,
