@@ -27,12 +27,17 @@ def bench(
 ) -> None:
     """Measure stages on this machine beside peers in the same run.
 
+    `augment` measures nothing: it draws augmented examples of a task's phantom to look at.
+
     Example: medray bench convert --out /tmp/bench
     """
     from medray.engine.bench import STAGES
     from medray.engine.bench import bench as run_bench
     from medray.tasks import get_recipe
 
+    if stage == "augment":
+        _augment_sheet(task or _first_task(), out, debug=debug)
+        return
     if stage and stage not in STAGES:
         raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(STAGES)}")
     stages = (stage,) if stage else STAGES
@@ -48,6 +53,19 @@ def bench(
         typer.echo(f"{out}/bench.json")
     if as_json:
         typer.echo(json.dumps(summary, sort_keys=True))
+
+
+def _augment_sheet(task: str, out: str, *, debug: bool) -> None:
+    from pathlib import Path
+
+    from medray.engine.bench_augment import augmented_sheet
+    from medray.tasks import get_recipe
+
+    recipe = get_recipe(task)
+    work = Path(out) / "data"
+    work.mkdir(parents=True, exist_ok=True)
+    with_ray(lambda: {"sheet": augmented_sheet(work, out, recipe)}, address=None, debug=debug)
+    typer.echo(f"{out}/augment.png")
 
 
 def _bench_line(row: dict[str, Any]) -> str:
