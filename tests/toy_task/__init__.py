@@ -1,0 +1,1 @@
+"""A task that exists for tests alone: what a further system costs."""
