@@ -5,7 +5,9 @@ Input     image (1, 1024, 1024) uint8 as its file wants it shown; healthy images
 Model     Faster R-CNN, ResNet-50 with a feature pyramid, on 800 px; weights by path
 Loss      the sum of its four: objectness and boxes of anchors, class and boxes of regions;
           with `gate=head` also the image's cross-entropy
-Expected  none recorded by the author; top ensembles of the challenge reach about 0.25
+Expected  none recorded by the author; top ensembles of the challenge reach about 0.25;
+          tiny phantoms with --tiny, 252 images to learn from: AP50 of 54 unseen ones 0.90, 0.98 and
+          0.97 by seed 0, 1, 2
 Command   medray prepare pneumonia_detection --data DIR --out URI
           medray train pneumonia_detection --data URI --out URI
 
