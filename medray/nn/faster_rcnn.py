@@ -244,7 +244,17 @@ def _body(config: FasterRcnnConfig) -> tuple[nn.Module, int]:
         scratch = config.norm != "frozen_batch"
         whole = resnet.resnet50(weights=None, norm_layer=norm, zero_init_residual=scratch)
         return whole, whole.inplanes // 8
-    return Resnet18(config.width, norm), config.width
+    small = Resnet18(config.width, norm)
+    if config.norm != "frozen_batch":
+        _start_as_shortcuts(small)
+    return small, config.width
+
+
+def _start_as_shortcuts(body: nn.Module) -> None:
+    """Let each block begin as its shortcut, as `zero_init_residual` (arXiv:1706.02677, 5.1)."""
+    for block in body.modules():
+        if isinstance(block, resnet.BasicBlock):
+            nn.init.zeros_(block.bn2.weight)
 
 
 class Resnet18(nn.Module):

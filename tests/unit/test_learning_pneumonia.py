@@ -24,7 +24,15 @@ from medray.tasks.pneumonia_detection.recipe import adopt_weights
 
 RECIPE = get_recipe("pneumonia_detection")
 LEARNING = RECIPE.learns()
-TINY = dataclasses.replace(RECIPE.tiny_hparams, size=64, width=8, channels=16, hidden=16)
+TINY = dataclasses.replace(
+    RECIPE.tiny_hparams,
+    size=64,
+    width=8,
+    channels=16,
+    hidden=16,
+    anchors_per_image=64,
+    rois_per_image=32,
+)
 BOXES = [[[8.0, 10, 30, 28], [36, 30, 60, 58]], [], [[20, 20, 44, 50]], []]
 
 
@@ -64,7 +72,7 @@ VARIANTS = [(), ("gate=head",), ("compat=whole_image",), ("norm=batch",)]
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=" ".join)
 def test_loss_falls_on_one_repeated_batch(settings):
-    hp = override(TINY, ["lr=0.02", *settings])
+    hp = override(TINY, ["lr=0.01", *settings])
     torch.manual_seed(0)
     network = LEARNING.model(hp).train()
     batch = LEARNING.augment(batch_of(compat=hp.compat), [1, 2, 3, 4], hp)
@@ -76,7 +84,7 @@ def test_loss_falls_on_one_repeated_batch(settings):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert np.isfinite(losses).all()
-    assert min(losses[-3:]) < 0.7 * losses[0]
+    assert min(losses[-3:]) < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("compat", ["none", "original"])
@@ -133,9 +141,12 @@ def test_evaluation_repeats_and_rows_are_plain(settings):
     numbers = LEARNING.metrics(rows, chosen)
     assert LEARNING.objective.metric in numbers
     assert set(LEARNING.baseline(rows, [0, 1])) == set(numbers)
-    alone = {n: t for n, t in batch.items() if n in ("image", "label")}
+    alone = LEARNING.collate([{"image": one["image"]} for one in examples()])
+    assert set(alone) == {"image"}
+    alone = {"image": torch.from_numpy(alone["image"]), "label": batch["label"]}
     with torch.no_grad():
         outputs = network(LEARNING.inputs(alone, hp))
+    assert "sums" not in outputs
     assert LEARNING.measure(LEARNING.probabilities(outputs, hp), alone, hp)
     one = {n: t[:1] for n, t in batch.items() if n != "num_boxes"}
     probs = {n: t[:1] for n, t in LEARNING.probabilities(outputs, hp).items()}
