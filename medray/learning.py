@@ -168,6 +168,8 @@ class Learning(Generic[HparamsT]):
         penalty: (network) to a term of the weights, or None.
         optimizer: (network) to its optimiser.
         schedule: how the learning rate moves.
+        adopt: (network, content of a weights file of another library) takes the weights over and
+            returns one line of what was left out; None where only our own are read.
         probabilities: (outputs) to named float32 tensors with B first: `class` (B, C) and
             `mask` (B, D, H, W), the foreground's; a detector's `boxes` (B, K, 4) in pixels of the
             frame, `scores` (B, K), 0 where there is no box, and `classes` (B, K).
@@ -192,6 +194,7 @@ class Learning(Generic[HparamsT]):
     penalty: "Callable[[nn.Module, HparamsT], Tensor] | None" = None
     optimizer: "Callable[[nn.Module, HparamsT], Optimizer]"
     schedule: Callable[[HparamsT], Schedule]
+    adopt: "Callable[[nn.Module, bytes], str] | None" = None
     probabilities: "Callable[[Outputs, HparamsT], dict[str, Tensor]]"
     measure: "Callable[[dict[str, Tensor], Batch, HparamsT], list[Row]]"
     metrics: Callable[[Sequence[Row], Mapping[str, Any]], dict[str, float]]

@@ -3,6 +3,7 @@
 import math
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from medray.engine.train_job import TrainJob
 from medray.engine.train_log import ProgressBoard
 from medray.engine.train_options import Workers
 from medray.engine.train_rank import train_rank
-from medray.engine.weights import read_weights, require_fit
+from medray.engine.weights import start_from
 from medray.errors import ConfigError, DataError, MedrayError
 
 _HOST_SHARE = 0.2
@@ -77,7 +78,9 @@ def train(request: TrainRequest, out: str, *, quiet: bool = False) -> dict[str, 
     """
     training = request.training
     recipe, prepared = training.recipe, training.prepared
-    _require_weights(request)
+    left_out = _require_weights(request)
+    if left_out and not quiet:
+        sys.stderr.write(f"weights: {left_out}\n")
     _require_resources(training.workers)
     with Run(
         verb="train",
@@ -96,6 +99,8 @@ def train(request: TrainRequest, out: str, *, quiet: bool = False) -> dict[str, 
             raise DataError(ended["reason"], ended["detail"])
         model = write_package(out, training, _best_checkpoint(out, ended))
         run.counts.add("done", "", len(prepared.split("train")) + len(prepared.split("val")))
+        if left_out:
+            run.extra["weights"] = left_out
         run.extra.update(train=ended, metrics=model["metrics"], inference=model["inference"])
         if training.gates != "on":
             run.extra["gates_found"] = [list(item) for item in training.findings]
@@ -109,17 +114,16 @@ def _best_checkpoint(out: str, ended: dict[str, Any]) -> Checkpoint:
     return best
 
 
-def _require_weights(request: TrainRequest) -> None:
-    """Find out on the driver, before anything starts, whether given weights fit."""
-    if not request.weights:
-        return
-    import torch
+def _require_weights(request: TrainRequest) -> str:
+    """Find out on the driver, before anything starts, whether given weights fit.
 
+    Returns:
+        What is left out of another library's file.
+    """
+    if not request.weights:
+        return ""
     training = request.training
-    tensors = read_weights(request.weights, task=training.recipe.name)
-    with torch.device("meta"):
-        expected = training.recipe.model(training.hparams).state_dict()
-    require_fit(expected, tensors, request.weights)
+    return start_from(training.recipe, training.recipe.model(training.hparams), request.weights)
 
 
 def _require_resources(workers: Workers) -> None:

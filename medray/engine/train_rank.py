@@ -35,7 +35,7 @@ from medray.engine.train_step import (
     use_threads,
     weights_channels_last,
 )
-from medray.engine.weights import load_weights
+from medray.engine.weights import start_from
 from medray.errors import DataError, MedrayError
 from medray.learning import Row
 
@@ -342,7 +342,7 @@ def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
     torch.manual_seed(job.hparams.seed)
     module = learning.model(job.hparams)
     if job.weights:
-        load_weights(module, job.weights, task=job.recipe.name)
+        start_from(job.recipe, module, job.weights)
     cuda = device.type == "cuda"
     if cuda and options.sync_norm and job.workers.num_workers > 1:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]

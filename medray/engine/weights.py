@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from medray import storage
 from medray.engine.checkpoint import WEIGHTS
 from medray.errors import ConfigError, DataError
+from medray.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +64,7 @@ def read_weights(uri: str, *, task: str = "") -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    is_file = uri.rpartition("/")[2].rpartition(".")[2].lower() in _FILE_SUFFIXES
+    is_file = _is_file(uri)
     if is_file and not uri.lower().endswith(".safetensors"):
         raise DataError(
             "weights_refused", "only .safetensors and model packages are read, nothing pickled is"
@@ -80,6 +81,33 @@ def read_weights(uri: str, *, task: str = "") -> "dict[str, Tensor]":
     except (SafetensorError, ValueError) as error:
         raise DataError("weights_refused", "the file is no safetensors file") from error
     return tensors
+
+
+def start_from(recipe: Recipe[Any], module: "nn.Module", uri: str) -> str:
+    """Set a fresh network's weights from a package, or from a file of ours or another library.
+
+    Returns:
+        What was left out of another library's file; empty where everything was taken.
+
+    Raises:
+        ConfigError, DataError: as `load_weights`; weights_refused for a file that does not fit.
+    """
+    adopt = recipe.learns().adopt
+    if adopt is None or not _is_file(uri):
+        load_weights(module, uri, task=recipe.name)
+        return ""
+    if uri.lower().endswith(".safetensors"):
+        try:
+            load_weights(module, uri)
+        except ConfigError:
+            pass  # not a file of ours: its names are the other library's
+        else:
+            return ""
+    return adopt(module, storage.read_bytes(uri))
+
+
+def _is_file(uri: str) -> bool:
+    return uri.rpartition("/")[2].rpartition(".")[2].lower() in _FILE_SUFFIXES
 
 
 def require_fit(expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]", uri: str) -> None:

@@ -1,9 +1,9 @@
 """Weights of other libraries by path: names translated, everything left out said."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from medray.errors import DataError
 
 Renames = Sequence[tuple[re.Pattern[str], str]]
 
-_TORCH_SUFFIXES = frozenset({".pt", ".pth", ".bin"})
+# A zip archive, or a bare pickle of protocol 2 and later; a safetensors file starts with a length.
+_TORCH_MARKS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # timm's names, also of its older file (`se_module`), and torchvision's of a ResNeXt without SE.
 TIMM_TO_MONAI: Renames = (
     (re.compile(r"^(conv1|bn1)\."), r"layer0.\1."),
@@ -60,10 +61,13 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def read_foreign_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a torch file of tensors alone.
+def read_foreign_weights(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, or of a torch file of tensors alone.
 
     A torch file is read by torch's restricted reader, which makes no other objects.
+
+    Args:
+        content: of the file, whatever its name.
 
     Raises:
         DataError: weights_refused.
@@ -71,20 +75,18 @@ def read_foreign_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        if path.suffix == ".safetensors":
-            found: object = load(path.read_bytes())
-        elif path.suffix in _TORCH_SUFFIXES:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise DataError("weights_refused", f"weights are .safetensors or .pth, not {path.name}")
-    except (OSError, DataError):
-        raise
+        is_torch = content.startswith(_TORCH_MARKS)
+        found: object = (
+            torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if is_torch
+            else load(content)
+        )
     except Exception as error:
-        raise DataError("weights_refused", f"{path.name} holds no weights") from error
+        raise DataError("weights_refused", "the file holds no weights that can be read") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise DataError("weights_refused", f"{path.name} is no table of tensors")
+        raise DataError("weights_refused", "the file is no table of tensors")
     return {str(name): value for name, value in found.items()}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from medray.errors import DataError
 from medray.nn.torch_archive import Stub, read_torch_archive
@@ -48,6 +48,18 @@ def published_state(content: bytes) -> dict[str, Tensor]:
     return {
         name: value.float() if value.is_floating_point() else value for name, value in state.items()
     }
+
+
+def adopt(network: nn.Module, content: bytes) -> str:
+    """Load a published file; return how much of it was taken.
+
+    Raises:
+        DataError: weights_refused.
+    """
+    assert isinstance(network, Yolo)
+    moved = transfer(network, published_state(content))
+    fresh = f"; left as drawn: {', '.join(moved.fresh)}" if moved.fresh else ""
+    return f"{len(moved.taken)} entries loaded{fresh}"
 
 
 def transfer(network: Yolo, state: Mapping[str, Tensor]) -> Transferred:

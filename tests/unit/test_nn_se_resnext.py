@@ -140,7 +140,7 @@ def test_a_grey_stem_answers_as_grey_in_rgb(tmp_path):
     config = SeResNextConfig(blocks=(1, 1), planes=16, groups=4, group_width=8)
     network = SeResNext(config).eval()
     report = load_foreign_weights(
-        network, read_foreign_weights(path), renames=TIMM_TO_MONAI, stem=STEM
+        network, read_foreign_weights(path.read_bytes()), renames=TIMM_TO_MONAI, stem=STEM
     )
     assert not report.missing
     assert not report.left_out
@@ -166,18 +166,18 @@ def test_weights_are_tensors_and_nothing_else(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
-    assert set(read_foreign_weights(tmp_path / "a.safetensors")) == {"a"}
+    assert set(read_foreign_weights((tmp_path / "a.safetensors").read_bytes())) == {"a"}
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     (tmp_path / "b.safetensors").write_bytes(b"no")
     (tmp_path / "c.onnx").write_bytes(b"no")
     for name, said in (("whole.pt", "no weights"), ("b.safetensors", "no weights")):
         with pytest.raises(DataError, match=said):
-            read_foreign_weights(tmp_path / name)
+            read_foreign_weights((tmp_path / name).read_bytes())
     with pytest.raises(DataError, match="safetensors or .pth"):
         read_foreign_weights(tmp_path / "c.onnx")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(DataError, match="no table of tensors"):
-        read_foreign_weights(tmp_path / "list.pt")
+        read_foreign_weights((tmp_path / "list.pt").read_bytes())
 
 
 def test_a_network_of_another_shape_is_refused():

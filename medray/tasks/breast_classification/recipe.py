@@ -141,6 +141,7 @@ def recipe() -> Recipe[Hparams]:
             loss_sums=loss_sums,
             loss_value=loss_value,
             optimizer=optimizer,
+            adopt=adopt,
             schedule=schedule,
             probabilities=measures.probabilities,
             measure=measures.measure,
@@ -287,6 +288,13 @@ def model(hp: Hparams) -> "nn.Module":
             dropout=hp.dropout,
         )
     )
+
+
+def adopt(network: "nn.Module", content: bytes) -> str:
+    """Take over the weights of another library's file; return what was left out."""
+    from medray.nn.foreign_weights import read_foreign_weights
+
+    return str(adopt_weights(network, read_foreign_weights(content)))
 
 
 def adopt_weights(network: "nn.Module", tensors: "Mapping[str, Tensor]") -> "LoadReport":

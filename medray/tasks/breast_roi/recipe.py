@@ -140,6 +140,7 @@ def recipe() -> Recipe[Hparams]:
             loss_sums=loss_sums,
             loss_value=loss_value,
             optimizer=optimizer,
+            adopt=adopt,
             schedule=schedule,
             probabilities=measures.probabilities,
             measure=measures.measure,
@@ -254,6 +255,13 @@ def model(hp: Hparams) -> "nn.Module":
     from medray.nn.yolo_system import network
 
     return network(hp, in_channels=1)
+
+
+def adopt(network: "nn.Module", content: bytes) -> str:
+    """Take over a published YOLOv5 v6 or v7 file; return what was left out."""
+    from medray.nn import yolo_weights
+
+    return yolo_weights.adopt(network, content)
 
 
 def loss_sums(outputs: Outputs, batch: Batch, hp: Hparams) -> "Tensor":

@@ -357,6 +357,13 @@ def model(hp: Hparams) -> "nn.Module":
     )
 
 
+def adopt(network: "nn.Module", content: bytes) -> str:
+    """Take over the weights of another library's file; return what was left out."""
+    from medray.nn.foreign_weights import read_foreign_weights
+
+    return str(adopt_weights(network, read_foreign_weights(content)))
+
+
 def adopt_weights(network: "nn.Module", tensors: "Mapping[str, Tensor]") -> "LoadReport":
     """Take over torchvision's weights of a detector or of a ResNet; say what was left out.
 
