@@ -61,11 +61,9 @@ class EvaluateActor:
     ) -> Row:
         predictor = self.predictor
         learning = predictor.recipe.learns()
-        batch = {
-            name: torch.from_numpy(np.ascontiguousarray(array))[None]
-            for name, array in arrays.items()
-            if not name.startswith("native_")
-        }
+        usable = {name: a for name, a in arrays.items() if not name.startswith("native_")}
+        collated = learning.collate([usable])
+        batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}
         batch["label"] = torch.tensor([payload["label"]])
         probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}
         row = learning.measure(probabilities, batch, predictor.hparams)[0]

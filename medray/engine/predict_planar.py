@@ -144,7 +144,7 @@ def _boxes(image: Image2D, prediction: Prediction, sop_uid: str) -> list[FoundBo
     for box, score, label in of_each:
         pixels = np.asarray(box, dtype=np.float64)
         size = image.spacing_yx_mm
-        mm = None if size is None else tuple((pixels * [size[1], size[0]] * 2).tolist())
+        mm = None if size is None else tuple((pixels * np.tile(size[::-1], 2)).tolist())
         found.append(
             FoundBox(
                 box_xyxy_px=tuple(pixels.tolist()),

@@ -188,7 +188,7 @@ class Rank:
                 "epoch": self.epoch,
                 # undefined where the split has one class only
                 "value": value if math.isfinite(value) else None,
-                "metrics": dict(metrics),
+                "metrics": {n: v if math.isfinite(v) else None for n, v in metrics.items()},
                 "inference": learning.choose(rows),
             }
             self.stale = 0

@@ -29,6 +29,12 @@ def sgd_decayed(
     return SGD(groups, lr=lr, momentum=momentum, nesterov=True, fused=_on_gpu(network))
 
 
+def sgd(network: nn.Module, *, lr: float, momentum: float, weight_decay: float) -> Optimizer:
+    """Return SGD over all weights that are trained."""
+    trained = [one for one in network.parameters() if one.requires_grad]
+    return SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=_on_gpu(network))
+
+
 def _by_decay(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups of parameters: those of one axis do not decay."""
     kernels = [one for one in network.parameters() if one.ndim > 1]

@@ -460,7 +460,9 @@ def test_yolo_images_of_a_folder_are_prepared(tmp_path):
     write(tmp_path / "labels" / "train" / "a_1.txt", "0 0.5 0.5 0.5 0.5\n")
     recipe = get_recipe("lung_detection")
     records, _, _ = parts(recipe.records(fake_tree(tmp_path, []), recipe.tiny_hparams))
-    example, _ = prepared("lung_detection", records[0])
+    with pytest.raises(DataError, match="wrong_modality: the network takes CT in HU"):
+        prepared("lung_detection", records[0])
+    example, _ = prepared("lung_detection", records[0], "pixels=windows")
     assert (example.arrays["image"].shape, example.arrays["image"].dtype) == (
         (3, 128, 128),
         np.uint8,

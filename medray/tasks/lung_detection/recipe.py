@@ -259,6 +259,10 @@ def _pixels(image: Image2D, hp: Hparams) -> tuple[np.ndarray, Placement]:
             return np.rint(drawn).astype(np.int16)[None], placement
         shown = [stretch(drawn, low=low, high=high) for low, high in _WINDOWS_HU]
         return quantise(np.stack(shown), np.uint8), placement
+    if is_grey(hp):
+        raise DataError(
+            "wrong_modality", "the network takes CT in HU; 8 bit and colour need pixels=windows"
+        )
     if hp.compat == "original":
         array = quantise(minmax(image.array), np.uint8)
     elif image.array.dtype == np.uint8:
