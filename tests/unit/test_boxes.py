@@ -92,3 +92,18 @@ def test_arguments_are_left_alone():
     boxes.place_boxes(given, scale_yx=(1, 1))[:] = 0
     boxes.nms(given, np.arange(5), iou_threshold=0.5)
     assert np.array_equal(given, before)
+
+
+def test_padded_boxes_say_how_many_there_are():
+    examples = [{"boxes": np.ones((2, 4)), "box_labels": np.array([1, 2])}, {}]
+    batch = boxes.pad_boxes(examples)
+    assert batch["boxes"].shape == (2, 2, 4)
+    assert batch["boxes"].dtype == np.float32
+    assert batch["box_labels"].tolist() == [[1, 2], [0, 0]]
+    assert batch["num_boxes"].tolist() == [2, 0]
+    assert boxes.pad_boxes([{}])["boxes"].shape == (1, 1, 4)
+
+
+def test_sides_of_boxes_in_mm():
+    sides = boxes.box_sides_mm(np.array([[10, 20, 30, 50]]), (0.5, 2.0))
+    assert sides.tolist() == [[15.0, 40.0]]

@@ -18,7 +18,14 @@ from medray.tasks import get_recipe
 from medray.volume import Image2D
 
 TASKS = ("lung_detection", "breast_roi")
-SMALL = ("size=64", "width=0.125", "depth=0.1", "warmup_steps=0", "lr=0.003")
+SMALL = (
+    "size=64",
+    "width=0.125",
+    "depth=0.1",
+    "objectness_gain=1",
+    "warmup_steps=0",
+    "lr=0.003",
+)
 VARIANTS = [
     ("lung_detection",),
     ("lung_detection", "pixels=windows"),

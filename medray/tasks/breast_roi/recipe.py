@@ -122,7 +122,7 @@ def recipe() -> Recipe[Hparams]:
         kind="box2d",
         transform_version=1,
         hparams=Hparams(),
-        tiny_hparams=Hparams(size=128, width=0.25, epochs=30),
+        tiny_hparams=tiny_hparams(),
         prepare_fields=("size", "compat"),
         records=records,
         prepare=prepare,
@@ -155,6 +155,20 @@ def recipe() -> Recipe[Hparams]:
                 "mosaic": Uniform(0.0, 1.0),
             },
         ),
+    )
+
+
+def tiny_hparams() -> Hparams:
+    """Return the small preset: two CPU cores, two minutes."""
+    return Hparams(
+        size=128,
+        width=0.125,
+        mosaic=0.25,
+        scale=0.25,
+        lr=3e-3,
+        warmup_steps=50,
+        epochs=40,
+        batch_size=8,
     )
 
 
