@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
-from medray.errors import ConfigError
 from medray.learning import HparamsT, Learning
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class Recipe(Generic[HparamsT]):
         lesion_boxes: boxes mark lesions (the box_whole_image gate).
         prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
         upstream: parts of a sample, `mask` or `boxes`, that another task's model may make.
-        learning: how the task learns; None where it cannot be trained yet.
+        learning: how the task learns.
     """
 
     name: str
@@ -91,9 +90,9 @@ class Recipe(Generic[HparamsT]):
     lesion_boxes: bool = False
     phantom: Callable[..., Mapping[str, Any]]
     phantom_baseline: Callable[[Path], Mapping[str, float]]
+    learning: Learning[HparamsT]
     prepare_peak_factor: float = 4.0
     upstream: Mapping[str, UpstreamPart] = field(default_factory=dict)
-    learning: Learning[HparamsT] | None = None
 
     @property
     def data_fields(self) -> tuple[str, ...]:
@@ -114,16 +113,6 @@ class Recipe(Generic[HparamsT]):
         """Return the recipe with its small preset."""
         return replace(self, hparams=self.tiny_hparams)
 
-    def learns(self) -> Learning[HparamsT]:
-        """Return how the task learns.
-
-        Raises:
-            ConfigError: the task has no model yet.
-        """
-        if self.learning is None:
-            raise ConfigError(f"{self.name} cannot be trained yet; it can be prepared")
-        return self.learning
-
     def model(self, hparams: HparamsT) -> "nn.Module":
         """Return a fresh network of the task."""
-        return self.learns().model(hparams)
+        return self.learning.model(hparams)

@@ -34,7 +34,7 @@ def augmented_sheet(work: Path, out: str, recipe: Recipe[Any]) -> str:
     """
     import torch
 
-    learning, hparams = recipe.learns(), recipe.tiny_hparams
+    learning, hparams = recipe.learning, recipe.tiny_hparams
     examples = list(islice(_examples(work, recipe), _EXAMPLES))
     collated = learning.collate(examples)
     batch: Batch = {name: torch.from_numpy(np.array(array)) for name, array in collated.items()}

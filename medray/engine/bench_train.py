@@ -112,7 +112,7 @@ def _resident(
     device = torch.device("cuda" if use_gpu else "cpu")
     use_threads(device, 1)
     stepper = _stepper(recipe, hparams, device, compiled=use_gpu)
-    learning = recipe.learns()
+    learning = recipe.learning
     shown = prepared.split("train")[: hparams.batch_size]
     rows = [shown[n % len(shown)] for n in range(hparams.batch_size)]
     arrays = learning.collate([_arrays(prepared.uri, row) for row in rows])
@@ -141,7 +141,7 @@ def _stepper(recipe: Recipe[Any], hparams: Any, device: Any, *, compiled: bool) 
     channels_last = compiled or device.type == "cpu"
     if channels_last:
         weights_channels_last(module)
-    learning = recipe.learns()
+    learning = recipe.learning
     network: Any = torch.compile(module) if compiled else module
     return Stepper(
         learning=learning,

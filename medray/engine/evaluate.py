@@ -174,7 +174,7 @@ def make_report(
     prepared: PreparedData,
 ) -> dict[str, Any]:
     """Return report.json: each metric with its interval over patients, a baseline beside."""
-    learning = recipe.learns()
+    learning = recipe.learning
     inference = facts["inference"]
     values = learning.metrics(rows, inference)
     ends = intervals(recipe, rows, inference)
@@ -204,7 +204,7 @@ def intervals(
     recipe: Recipe[Any], rows: Sequence[Row], inference: Mapping[str, Any]
 ) -> dict[str, list[float | None]]:
     """Return 95 % intervals of all metrics from the same resamples."""
-    learning = recipe.learns()
+    learning = recipe.learning
     patients = [row["patient_id"] for row in rows]
     found = bootstrap_named(
         lambda drawn: learning.metrics([rows[i] for i in drawn], inference),

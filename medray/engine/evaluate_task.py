@@ -60,7 +60,7 @@ class EvaluateActor:
         prediction: Prediction,
     ) -> Row:
         predictor = self.predictor
-        learning = predictor.recipe.learns()
+        learning = predictor.recipe.learning
         usable = {name: a for name, a in arrays.items() if not name.startswith("native_")}
         collated = learning.collate([usable])
         batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}

@@ -50,7 +50,7 @@ def write_package(out: str, training: Training, checkpoint: Checkpoint) -> dict[
         "options": asdict(training.options),
         "inference": best["inference"],
         "labels": list(recipe.class_names_of(training.hparams)),
-        "objective": recipe.learns().objective.metric,
+        "objective": recipe.learning.objective.metric,
         "metrics": {f"val/{name}": value for name, value in sorted(best["metrics"].items())},
         "epoch": checkpoint.epoch,
         "data": _data_facts(training.prepared),

@@ -52,7 +52,7 @@ class Predictor:
         Raises:
             DataError: model_output_invalid where the network gives NaN or infinity.
         """
-        learning = self.recipe.learns()
+        learning = self.recipe.learning
         usable = [{"image": e["image"], **_inputs_only(e)} for e in examples]
         arrays = learning.collate(usable)
         batch: Batch = {n: torch.from_numpy(a).to(self.device) for n, a in arrays.items()}
@@ -72,7 +72,7 @@ class Predictor:
         self, probabilities: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> Prediction:
         """Return what the probabilities mean in the terms of the original image."""
-        learning = self.recipe.learns()
+        learning = self.recipe.learning
         return learning.decode(probabilities, facts, self.hparams, self.inference)
 
 

@@ -55,7 +55,7 @@ class TrainJob:
     @property
     def order(self) -> Order:
         """Return which example goes where."""
-        table, sampler = self.tables["train"], self.recipe.learns().sampler
+        table, sampler = self.tables["train"], self.recipe.learning.sampler
         draw = partial(_drawn, sampler, table.cases(), self.hparams) if sampler else None
         return Order(
             num_examples=len(draw(0)) if draw else len(table),

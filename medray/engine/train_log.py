@@ -100,7 +100,7 @@ class TrainLog:
         if self.job.board is None or not self.is_writer or now - self._shown < _PROGRESS_EVERY_S:
             return
         self._shown = now
-        metric = self.job.recipe.learns().objective.metric
+        metric = self.job.recipe.learning.objective.metric
         facts = {
             "epochs": epochs,
             "loss": float(loss),

@@ -103,7 +103,7 @@ class Rank:
         train = self._train_epoch()
         with self.stepper.averaged():
             rows, val_loss = self._validate()
-            metrics = self.job.recipe.learns().metrics(rows, {})
+            metrics = self.job.recipe.learning.metrics(rows, {})
             self.epoch += 1
             self._judge(rows, metrics)
             self.log.add(self.step, self.epoch, "train", train)
@@ -156,7 +156,7 @@ class Rank:
 
     def _validate(self) -> tuple[list[Row], float]:
         """Measure the whole validation split; every rank gets every row."""
-        learning, hparams = self.job.recipe.learns(), self.job.hparams
+        learning, hparams = self.job.recipe.learning, self.job.hparams
         module, stepper = self.stepper.module, self.stepper
         table = self.job.tables["val"]
         module.eval()
@@ -179,7 +179,7 @@ class Rank:
 
     def _judge(self, rows: list[Row], metrics: Mapping[str, float]) -> None:
         """Remember the best epoch; its rows choose the inference parameters."""
-        learning = self.job.recipe.learns()
+        learning = self.job.recipe.learning
         value = float(metrics[learning.objective.metric])
         self.rate.saw(value)
         better = learning.objective.is_better(value, self.best.get("value"))
@@ -299,7 +299,7 @@ def _start(job: TrainJob, log: TrainLog) -> Rank:
     stepper = _stepper(job, device, precision)
     order = job.order
     per_epoch = -(-order.steps_per_epoch // job.options.accumulate)
-    learning = job.recipe.learns()
+    learning = job.recipe.learning
     rank = Rank(
         job=job,
         log=log,
@@ -338,7 +338,7 @@ def _last_checkpoint(job: TrainJob) -> Checkpoint | None:
 
 
 def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
-    learning, options = job.recipe.learns(), job.options
+    learning, options = job.recipe.learning, job.options
     torch.manual_seed(job.hparams.seed)
     module = learning.model(job.hparams)
     if job.weights:

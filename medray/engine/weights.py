@@ -92,7 +92,7 @@ def start_from(recipe: Recipe[Any], module: "nn.Module", uri: str) -> str:
     Raises:
         ConfigError, DataError: as `load_weights`; weights_refused for a file that does not fit.
     """
-    adopt = recipe.learns().adopt
+    adopt = recipe.learning.adopt
     if adopt is None or not _is_file(uri):
         load_weights(module, uri, task=recipe.name)
         return ""

@@ -75,7 +75,6 @@ def _training(
     from medray.tasks import get_recipe
 
     recipe = get_recipe(task)
-    recipe.learns()
     prepared = open_prepared(data, recipe)
     gates, others = gates_setting(settings)
     base = recipe.tiny_hparams if tiny else recipe.hparams
@@ -152,7 +151,6 @@ def predict(
 
     facts = read_model_json(model)
     recipe = get_recipe(str(facts.get("task")))
-    recipe.learns()
     upstream = packed_upstream(model, facts, get_recipe)
     # Before Ray starts: what it imports turns Ray's narration on again.
     from medray.engine.predict import PredictRequest

@@ -70,7 +70,6 @@ def _plan(task: str, settings: list[str], *, tiny: bool, num_workers: int, gpu: 
     from medray.tasks import get_recipe
 
     recipe = get_recipe(task)
-    recipe.learns()
     gates, others = gates_setting(settings)
     base = recipe.tiny_hparams if tiny else recipe.hparams
     hparams, split, options = override_many((base, SplitOptions(), TrainOptions()), others)

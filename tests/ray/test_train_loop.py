@@ -182,7 +182,7 @@ def test_a_diverging_training_stops_in_three_steps_and_keeps_the_last_good_epoch
     lung: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, hparams = lung
-    learning = recipe.learns()
+    learning = recipe.learning
     calls = {"n": 0}
 
     def poisoned(sums: Any, hp: Any) -> Any:

@@ -42,7 +42,7 @@ def _batch(size: int, num_classes: int) -> dict[str, torch.Tensor]:
 )
 def test_two_steps_move_every_weight(task: str, size: int, settings: tuple[str, ...]) -> None:
     recipe = get_recipe(task)
-    learning = recipe.learns()
+    learning = recipe.learning
     hp: Any = override(recipe.hparams, [f"size={size}", *settings])
     torch.manual_seed(0)
     network = learning.model(hp).train()

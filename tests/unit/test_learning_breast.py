@@ -16,7 +16,7 @@ from medray.tasks.breast_classification.recipe import adopt_weights
 from medray.volume import Image2D
 
 RECIPE = get_recipe("breast_classification")
-LEARNING = RECIPE.learns()
+LEARNING = RECIPE.learning
 TINY = RECIPE.tiny_hparams
 
 

@@ -38,7 +38,7 @@ VARIANTS = [
 
 def task_of(name: str, *settings: str) -> tuple[Any, Any]:
     recipe = get_recipe(name)
-    return recipe.learns(), override(recipe.tiny_hparams, [*SMALL, *settings])
+    return recipe.learning, override(recipe.tiny_hparams, [*SMALL, *settings])
 
 
 def examples_of(name: str, hp: Any, count: int = 4, *, seed: int = 0) -> list[dict]:
@@ -102,7 +102,7 @@ def test_loss_falls_on_one_repeated_batch(variant: tuple[str, ...]) -> None:
 def test_the_full_preset_makes_two_steps(task: str) -> None:
     """The published size s on small frames, with augmentation."""
     recipe = get_recipe(task)
-    learning, hp = recipe.learns(), dataclasses.replace(recipe.hparams, size=64)
+    learning, hp = recipe.learning, dataclasses.replace(recipe.hparams, size=64)
     torch.manual_seed(0)
     network = learning.model(hp).train()
     missing_colours = 2 * 32 * 36 if task == "breast_roi" else 0
@@ -317,7 +317,7 @@ def test_published_weights_fit_the_full_preset(task: str) -> None:
 
     recipe = get_recipe(task)
     published = Yolo(named_config("s", num_classes=80)).state_dict()
-    network = recipe.learns().model(recipe.hparams)
+    network = recipe.learning.model(recipe.hparams)
     assert len(transfer(network, published).taken) == 343
 
 

@@ -23,7 +23,7 @@ from medray.tasks import get_recipe
 from medray.tasks.pneumonia_detection.recipe import adopt_weights
 
 RECIPE = get_recipe("pneumonia_detection")
-LEARNING = RECIPE.learns()
+LEARNING = RECIPE.learning
 TINY = dataclasses.replace(
     RECIPE.tiny_hparams,
     size=64,

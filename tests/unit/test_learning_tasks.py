@@ -41,7 +41,7 @@ VARIANTS = [
 
 def task_of(name: str, *settings: str) -> tuple[Any, Any]:
     recipe = get_recipe(name)
-    return recipe.learns(), override(recipe.tiny_hparams, [*SMALL[name], *settings])
+    return recipe.learning, override(recipe.tiny_hparams, [*SMALL[name], *settings])
 
 
 def batch_of(count: int = 4, *, size: int = 16, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -400,7 +400,7 @@ def test_wrong_hyperparameters_are_explained(task, settings, message):
 )
 def test_full_size_networks_are_built(task, settings, num_parameters):
     recipe = get_recipe(task)
-    learning, hp = recipe.learns(), override(recipe.hparams, settings)
+    learning, hp = recipe.learning, override(recipe.hparams, settings)
     network = learning.model(hp)
     count = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     assert count == num_parameters if num_parameters else count > 0

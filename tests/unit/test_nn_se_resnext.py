@@ -170,11 +170,9 @@ def test_weights_are_tensors_and_nothing_else(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
     (tmp_path / "b.safetensors").write_bytes(b"no")
     (tmp_path / "c.onnx").write_bytes(b"no")
-    for name, said in (("whole.pt", "no weights"), ("b.safetensors", "no weights")):
-        with pytest.raises(DataError, match=said):
+    for name in ("whole.pt", "b.safetensors", "c.onnx"):
+        with pytest.raises(DataError, match="no weights"):
             read_foreign_weights((tmp_path / name).read_bytes())
-    with pytest.raises(DataError, match="safetensors or .pth"):
-        read_foreign_weights(tmp_path / "c.onnx")
     torch.save([torch.ones(1)], tmp_path / "list.pt")
     with pytest.raises(DataError, match="no table of tensors"):
         read_foreign_weights((tmp_path / "list.pt").read_bytes())

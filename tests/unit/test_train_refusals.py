@@ -80,15 +80,10 @@ def test_data_of_another_kind_are_refused(
     assert sentence in capsys.readouterr().err
 
 
-def test_missing_data_and_tasks_without_a_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = str(tmp_path / "nothing")
     assert cli.run(["train", TASK, "--data", nothing, "--out", str(tmp_path / "o")]) == 2
     assert "holds no finished `medray prepare`" in capsys.readouterr().err
-    later = next(name for name in TASKS if get_recipe(name).learning is None)
-    assert cli.run(["train", later, "--data", nothing, "--out", str(tmp_path / "o")]) == 2
-    assert "cannot be trained yet" in capsys.readouterr().err
 
 
 def test_a_gate_stops_in_seconds_names_the_offenders_and_needs_no_torch(tmp_path: Path) -> None:
