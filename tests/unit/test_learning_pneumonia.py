@@ -19,8 +19,8 @@ from medray.metrics.challenge_map import (
     challenge_hits,
     challenge_map,
 )
+from medray.nn.foreign_weights import load_detector_weights
 from medray.tasks import get_recipe
-from medray.tasks.pneumonia_detection.recipe import adopt_weights
 
 RECIPE = get_recipe("pneumonia_detection")
 LEARNING = RECIPE.learning
@@ -328,7 +328,7 @@ def test_weights_of_torchvision_are_taken_strictly():
     whole = dict(donor.state_dict())
     whole["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(91, 16)
     old = {name.replace("rpn.head.conv.0.0.", "rpn.head.conv."): t for name, t in whole.items()}
-    report = adopt_weights(network, old)
+    report = load_detector_weights(network, old)
     assert report.left_out == ("roi_heads.box_predictor.cls_score.weight",)
     assert report.missing == report.left_out
     body = {
@@ -336,9 +336,9 @@ def test_weights_of_torchvision_are_taken_strictly():
         for name, tensor in whole.items()
         if name.startswith("backbone.body.")
     }
-    report = adopt_weights(network, {**body, "fc.weight": torch.zeros(1000, 8)})
+    report = load_detector_weights(network, {**body, "fc.weight": torch.zeros(1000, 8)})
     assert report.left_out == ("fc.weight",)
     assert not [name for name in report.missing if name.startswith("backbone.body.")]
     del body["layer4.1.conv2.weight"]
     with pytest.raises(DataError, match=r"1 entries do not fit.*layer4\.1\.conv2"):
-        adopt_weights(network, body)
+        load_detector_weights(network, body)

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from medray.nn.foreign_weights import LoadReport
 
 CLASS_NAMES = ("pneumonia",)
 
@@ -358,21 +357,10 @@ def model(hp: Hparams) -> "nn.Module":
 
 
 def adopt(network: "nn.Module", content: bytes) -> str:
-    """Take over the weights of another library's file; return what was left out."""
-    from medray.nn.foreign_weights import read_foreign_weights
+    """Take over torchvision's weights of a detector or of a ResNet; return what was left out."""
+    from medray.nn.foreign_weights import load_detector_weights, read_foreign_weights
 
-    return str(adopt_weights(network, read_foreign_weights(content)))
-
-
-def adopt_weights(network: "nn.Module", tensors: "Mapping[str, Tensor]") -> "LoadReport":
-    """Take over torchvision's weights of a detector or of a ResNet; say what was left out.
-
-    Raises:
-        DataError: weights_refused, where anything but the last layer does not fit.
-    """
-    from medray.nn.foreign_weights import load_detector_weights
-
-    return load_detector_weights(network, tensors)
+    return str(load_detector_weights(network, read_foreign_weights(content)))
 
 
 def loss_sums(outputs: Outputs, batch: Batch, hp: Hparams) -> "Tensor":
