@@ -49,6 +49,7 @@ def open_prepared(uri: str, recipe: Recipe[Any]) -> PreparedData:
     Raises:
         ConfigError: nothing prepared there, an unfinished run, another task or version.
     """
+    uri = storage.normalise(uri)  # train workers have a working directory of their own
     where = storage.join(uri, "run.json")
     if not storage.exists(where):
         raise ConfigError(

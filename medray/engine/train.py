@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import ray
@@ -76,6 +76,10 @@ def train(request: TrainRequest, out: str, *, quiet: bool = False) -> dict[str, 
         ConfigError: weights of another network, an output of another run, too few resources.
         DataError: train_non_finite, sink_full, ...; the last good checkpoint is kept.
     """
+    # Train workers have a working directory of their own: nothing relative may reach them.
+    out = storage.normalise(out)
+    if request.weights:
+        request = replace(request, weights=storage.normalise(request.weights))
     training = request.training
     recipe, prepared = training.recipe, training.prepared
     left_out = _require_weights(request)

@@ -71,7 +71,7 @@ CASES = {
 
 @pytest.mark.parametrize("task", CASES)
 def test_two_workers_are_one_with_twice_the_batch(
-    ray_with_state: None, task: str, tmp_path: Path
+    ray_with_state: None, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same loss curve to 1e-5, streamed by Ray Data in an order that every run repeats.
 
@@ -88,7 +88,9 @@ def test_two_workers_are_one_with_twice_the_batch(
         }
     data = write_prepared(tmp_path / "data", recipe, hparams, examples)
     train(_request(task, data, 0, 2, **CASES[task]), str(tmp_path / "one"), quiet=True)
-    train(_request(task, data, 2, 1, **CASES[task]), str(tmp_path / "two"), quiet=True)
+    # Train workers do not share the driver's working directory.
+    monkeypatch.chdir(tmp_path)
+    train(_request(task, Path("data"), 2, 1, **CASES[task]), "two", quiet=True)
     one, two = _losses(tmp_path / "one"), _losses(tmp_path / "two")
     assert [row[:2] for row in one] == [row[:2] for row in two]
     assert [row[2] for row in two] == pytest.approx([row[2] for row in one], abs=1e-5)
