@@ -1,6 +1,6 @@
 """The task contract: what a task's folder provides and what engines may rely on. No Ray here."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
@@ -73,6 +73,8 @@ class Recipe(Generic[HparamsT]):
         prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
         upstream: parts of a sample, `mask` or `boxes`, that another task's model may make.
         learning: how the task learns.
+        submission: (images with `patient_id`, `laterality`, `score`, `boxes_xyxy_px` and
+            `box_scores`; inference) to the text of its challenge's submission.csv, or None.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Recipe(Generic[HparamsT]):
     phantom_baseline: Callable[[Path], Mapping[str, float]]
     learning: Learning[HparamsT]
     prepare_peak_factor: float = 4.0
+    submission: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str] | None = None
     upstream: Mapping[str, UpstreamPart] = field(default_factory=dict)
 
     @property

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medray import storage
 from medray.config import unknown_name
 from medray.engine.actor_pool import Pool, map_with_actors
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.data import Item
 from medray.engine.index import require_sources, unreadable_files
 from medray.engine.ledger import Ledger, content_key, result_record
+from medray.engine.predict_output import SUBMISSION
 from medray.engine.predict_sources import Case, Found, find_cases
 from medray.engine.predict_task import PredictActor
 from medray.engine.predictor import model_hparams
@@ -23,6 +25,7 @@ from medray.errors import ConfigError
 from medray.recipe import Recipe
 
 FORMATS = ("nifti", "json", "png")
+_ALL_FORMATS = (*FORMATS, SUBMISSION)
 # Raised whenever the same input would give other bytes: finished work is then done again.
 _TRANSFORM_VERSION = 1
 # A worker with torch, a model and its activations.
@@ -54,8 +57,10 @@ class PredictRequest:
 
     def __post_init__(self) -> None:
         for name in self.formats:
-            if name not in FORMATS:
-                raise ConfigError(unknown_name("format", name, FORMATS))
+            if name not in _ALL_FORMATS:
+                raise ConfigError(unknown_name("format", name, _ALL_FORMATS))
+        if SUBMISSION in self.formats and self.recipe.submission is None:
+            raise ConfigError(f"{self.recipe.name} belongs to no challenge: no format submission")
 
 
 def predict(request: PredictRequest, out: str, *, quiet: bool = False) -> dict[str, Any]:
@@ -94,7 +99,10 @@ def predict(request: PredictRequest, out: str, *, quiet: bool = False) -> dict[s
         with run.stage("plan"):
             items, settled = _plan(run, request, facts, found)
         settled += _predict(run, request, items, quiet=quiet)
-        _write_tables(run, found, _unique(run, settled))
+        settled = _unique(run, settled)
+        _write_tables(run, found, settled)
+        if SUBMISSION in request.formats:
+            _write_submission(run, request, facts, settled)
         return run.finish()
 
 
@@ -199,3 +207,16 @@ def _write_tables(run: Run, found: Found, settled: Sequence[dict[str, Any]]) -> 
     done = sorted((r["row"] for r in settled if not r["reason"]), key=lambda row: row["key"])
     run.write_table("rejected.parquet", rejected, REJECTED)
     run.write_table("results.parquet", done, RESULTS)
+
+
+def _write_submission(
+    run: Run,
+    request: PredictRequest,
+    facts: Mapping[str, Any],
+    settled: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write submission.csv as the task's challenge wants it; it names patients."""
+    assert request.recipe.submission is not None
+    images = [image for record in settled for image in record.get("images", ())]
+    text = request.recipe.submission(images, facts["inference"])
+    storage.write_atomic(storage.join(run.out, "submission.csv"), text.encode())

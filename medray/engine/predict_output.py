@@ -15,6 +15,8 @@ from medray.learning import Prediction
 from medray.pictures import boxes_picture, prediction_picture
 from medray.volume import Image2D, Volume
 
+# A format that is no file of a case: one table of all of them.
+SUBMISSION = "submission"
 MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
 # A mask without a voxel is an answer, and one that a reader must not miss.
 _NOTHING_FOUND = "mask_empty"
@@ -32,6 +34,7 @@ class Answer:
         flags: what a reader of the result should know.
         status: `complete`, or `partial` where some of its images could not be used.
         boxes: on all images of the case.
+        images: what a challenge's table needs of each image.
     """
 
     key: str
@@ -41,6 +44,7 @@ class Answer:
     flags: tuple[str, ...] = ()
     status: str = "complete"
     boxes: tuple[FoundBox, ...] = ()
+    images: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def mask(self) -> Volume | None:

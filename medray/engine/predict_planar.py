@@ -45,6 +45,7 @@ class PlanarAnswer:
         best: the prediction of the image with the highest score; the case's label and scores.
         image: that image, for the picture.
         boxes: of all images, best first.
+        images: score, side and boxes of each image: what a challenge's table is made of.
         refused: reason to number of images that could not be used.
         first_error: of these.
     """
@@ -52,6 +53,7 @@ class PlanarAnswer:
     best: Prediction | None = None
     image: Image2D | None = None
     boxes: list[FoundBox] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     first_error: DataError | None = None
 
@@ -62,7 +64,17 @@ class PlanarAnswer:
 
     def take(self, image: Image2D, prediction: Prediction, sop_uid: str) -> None:
         """Add what was found on one image."""
-        self.boxes += _boxes(image, prediction, sop_uid)
+        own = _boxes(image, prediction, sop_uid)
+        self.boxes += own
+        self.images.append(
+            {
+                "key": sop_uid,
+                "laterality": str(image.meta.get("laterality", "")),
+                "score": _score(prediction),
+                "boxes_xyxy_px": [list(box.box_xyxy_px) for box in own],
+                "box_scores": [box.score for box in own],
+            }
+        )
         if self.best is None or _score(prediction) > _score(self.best):
             self.best, self.image = prediction, image
 

@@ -31,6 +31,7 @@ class Case:
         native_bytes: how large its decoded pixels are, about.
         modality: of the series; empty where the file does not say.
         sop_uids: of the source's files, in their order; empty outside DICOM.
+        patient_id: of the series; only a challenge's table may carry it.
         flags: what the index says of the series.
         refusal: reason and sentence, empty if nothing speaks against it.
     """
@@ -40,6 +41,7 @@ class Case:
     native_bytes: int
     modality: str = ""
     sop_uids: tuple[str, ...] = ()
+    patient_id: str = ""
     flags: tuple[str, ...] = ()
     refusal: tuple[str, ...] = ()
 
@@ -66,6 +68,7 @@ class Case:
             "name": self.name,
             "flags": list(self.flags),
             "sop_uids": list(self.sop_uids),
+            "patient_id": self.patient_id,
             "source": asdict(self.source),
         }
 
@@ -226,6 +229,7 @@ def _of_series(row: dict[str, Any]) -> Case:
         native_bytes=2 * row["rows"] * row["columns"] * row["num_slices"],
         modality=row["modality"],
         sop_uids=tuple(item.header.sop_uid for item in unpack_instances(row["instances"])),
+        patient_id=row["patient_id"],
         flags=tuple(row["flags"]),
     )
 

@@ -10,7 +10,7 @@ from medray.dicom.decoder import process_decoder
 from medray.engine.actor_pool import answer_block
 from medray.engine.case import predict_sample
 from medray.engine.ledger import Ledger
-from medray.engine.predict_output import Answer, write_case
+from medray.engine.predict_output import SUBMISSION, Answer, write_case
 from medray.engine.predict_planar import predict_images
 from medray.engine.predict_sources import source_record
 from medray.engine.predictor import Predictor
@@ -58,8 +58,13 @@ class PredictActor:
         }
         reader = CountingReader(process_decoder())
         try:
-            row = self._predict(payload, reader)
+            find = self._on_images if self.predictor.recipe.is_planar else self._on_volume
+            answer = find(payload, reader)
+            row = write_case(self.out, answer, self.predictor.facts, self.request.formats)
             record.update(key=row["key"], row=row)
+            if SUBMISSION in self.request.formats:
+                patient = {"patient_id": payload["patient_id"]}
+                record["images"] = [{**image, **patient} for image in answer.images]
         except DataError as error:
             if error.reason in _OUR_FAULT:
                 raise
@@ -73,12 +78,6 @@ class PredictActor:
         if record["reason"] not in _PASSING:
             self.ledger.commit(payload["work_key"], record)
         return {"record": record, "cost": {"bytes": reader.num_bytes}}
-
-    def _predict(self, payload: Mapping[str, Any], reader: CountingReader) -> dict[str, Any]:
-        """Return the row of results.parquet, everything being written."""
-        find = self._on_images if self.predictor.recipe.is_planar else self._on_volume
-        answer = find(payload, reader)
-        return write_case(self.out, answer, self.predictor.facts, self.request.formats)
 
     def _on_volume(self, payload: Mapping[str, Any], reader: CountingReader) -> Answer:
         sample = load_sample(source_record(payload["source"]), reader)
@@ -108,6 +107,7 @@ class PredictActor:
             flags=tuple(sorted({*payload["flags"], *found.refused})),
             status="partial" if found.refused else "complete",
             boxes=tuple(found.boxes),
+            images=tuple(found.images),
         )
 
 

@@ -133,7 +133,7 @@ def predict(
     sources: Sources,
     out: Out,
     format: Annotated[
-        str, typer.Option("--format", help="Of nifti, json, png; several with commas.")
+        str, typer.Option("--format", help="Of nifti, json, png, submission; with commas.")
     ] = "nifti,json,png",
     gpu: Gpu = False,
     address: Address = None,

@@ -4,6 +4,7 @@ Each section is a command whose JSON is kept below --out; a section that is ther
 """
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -30,6 +31,13 @@ ADRENAL = (
     "view=thorax", "class_names=normal,hyperplasia", "window_low_hu=0", "window_high_hu=255",
     "epochs=15", "lr=2e-3",
 )  # fmt: skip
+# The same slices are learned and judged: whether boxes, pixels and network fit together at all.
+OVERFIT = (
+    "split=none", "gates=off", "background_per_series=0", "size=256", "epochs=150", "mosaic=0",
+    "batch_size=5",
+)  # fmt: skip
+# Chest radiographs through the mammogram's network: another body part, nothing but other data.
+CHEST = ("height=64", "width=64", "epochs=20")
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -76,7 +84,38 @@ def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
         settings = [word for setting in ADRENAL for word in ("--set", setting)]
         words = ["run", "lung_classification", "--data", shapes, "--out", done, "--tiny", *settings]
         sections["learn-adrenal"] = words
+        sections |= real_images(out, Path(data))
     return sections
+
+
+def real_images(out: Path, data: Path) -> dict[str, list[str]]:
+    """Return what is learned of real CT slices and of real radiographs."""
+    lung = str(data / "ct_series" / "lung_pet_ct_dx_A0001")
+    chest = data / "cxr" / "nih1000_64px"
+    labels = out / "nih" / "datalist.json"
+    labels.parent.mkdir(exist_ok=True)
+    labels.write_text(nih_datalist(chest))
+    jobs = {
+        "learn-overfit": ("lung_detection", lung, OVERFIT, []),
+        "learn-chest": ("breast_classification", str(chest), CHEST, ["--labels", str(labels)]),
+    }
+    return {
+        name: [
+            "run", task, "--data", source, *more, "--out", str(out / name), "--tiny",
+            *(word for setting in settings for word in ("--set", setting)),
+        ]
+        for name, (task, source, settings, more) in jobs.items()
+    }  # fmt: skip
+
+
+def nih_datalist(folder: Path) -> str:
+    """Return the radiographs and their labels as a datalist; medray makes the split."""
+    with (folder / "labels.csv").open() as lines:
+        rows = [
+            {"image": row["file"], "label": int(row["abnormal"]), "patient_id": row["patient_id"]}
+            for row in csv.DictReader(lines)
+        ]
+    return json.dumps({"training": rows})
 
 
 def section(out: Path, name: str, words: list[str]) -> bool:

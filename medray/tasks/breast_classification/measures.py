@@ -73,3 +73,21 @@ def decode(
     scores = tuple(float(score) for score in probs["class"])
     threshold = float(inference.get("threshold", breast_rows.DEFAULT_THRESHOLD))
     return Prediction(scores=scores, label=int(scores[1] >= threshold), score=scores[1])
+
+
+def submission(images: Sequence[Mapping[str, Any]], inference: Mapping[str, Any]) -> str:
+    """Return the challenge's table: a decision, 0 or 1, for each breast.
+
+    Raises:
+        ConfigError: an image whose header does not tell its side.
+    """
+    from medray.datasets.submission import mammography_csv
+
+    how = str(inference.get("aggregation", breast_rows.AGGREGATIONS[0]))
+    threshold = float(inference.get("threshold", breast_rows.DEFAULT_THRESHOLD))
+    found = {}
+    for unit in sorted({(str(one["patient_id"]), str(one["laterality"])) for one in images}):
+        own = [one for one in images if (str(one["patient_id"]), str(one["laterality"])) == unit]
+        scores = breast_rows.aggregate([{**one, "label": -1} for one in own], how).scores
+        found[unit] = float(scores[0] >= threshold)
+    return mammography_csv(found)

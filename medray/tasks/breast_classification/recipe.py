@@ -131,6 +131,7 @@ def recipe() -> Recipe[Hparams]:
         class_names=CLASS_NAMES,
         phantom=write_phantom,
         phantom_baseline=baseline,
+        submission=measures.submission,
         prepare_peak_factor=32.0,
         upstream={"boxes": UpstreamPart(setting="roi_model", kind="box2d", is_needed=False)},
         learning=Learning(

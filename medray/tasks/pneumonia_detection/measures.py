@@ -142,3 +142,13 @@ def decode(
         box_scores=scores,
         box_labels=labels,
     )
+
+
+def submission(images: Sequence[Mapping[str, Any]], inference: Mapping[str, Any]) -> str:
+    """Return the challenge's table; the boxes are those at or above the chosen threshold."""
+    from medray.datasets.submission import pneumonia_csv
+
+    del inference
+    return pneumonia_csv(
+        {str(one["patient_id"]): (one["boxes_xyxy_px"], one["box_scores"]) for one in images}
+    )

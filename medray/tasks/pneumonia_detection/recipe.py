@@ -156,6 +156,7 @@ def recipe() -> Recipe[Hparams]:
         lesion_boxes=True,
         phantom=write_phantom,
         phantom_baseline=baseline,
+        submission=measures.submission,
         prepare_peak_factor=32.0,
         learning=_learning(),
     )
