@@ -22,8 +22,9 @@ PHANTOMS = {
     "pneumonia_detection": 360,
     "pancreas_classification": 340,
 }
-# On the coarsest matrix a mass and a duct of equal volume are the same few voxels.
-PHANTOM_SIZES = {"pancreas_classification": "small"}
+# On the coarsest matrix a mass and a duct of equal volume are the same few voxels, and a small
+# tumour is a few pixels.
+PHANTOM_SIZES = {"pancreas_classification": "small", "lung_detection": "small"}
 # Their tumours are a few voxels of a whole thorax at this size.
 PHANTOM_SETTINGS = {"lung_classification": ["--set", "view=box"]}
 # Shapes of 0 and 255 in place of HU, and two classes of their own.
