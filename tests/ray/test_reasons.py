@@ -195,6 +195,8 @@ def test_pet_without_weight_has_no_suv(tmp_path):
 
 def prepare(root: Path, task: str, *settings: str) -> int:
     data = root / "datalist.json" if (root / "datalist.json").exists() else root
+    if task == "lung_detection":
+        settings = ("pixels=windows", *settings)  # pictures of 8 bit hold no HU
     chosen = [word for setting in settings for word in ("--set", setting)]
     out = root.with_name(root.name + "-out")
     return medray("prepare", task, "--data", data, "--out", out, "--tiny", *chosen)
