@@ -123,7 +123,7 @@ def test_lung_boxes_lie_on_the_tumour(lung):
     marked = [record for record in records if not record.meta["background"]]
     assert 0 < len(marked) < len(records)
     for record in marked:
-        example, sample = prepared("lung_detection", record)
+        example, sample = prepared("lung_detection", record, "size=128")
         image, (x0, y0, x1, y1) = example.arrays["image"], example.arrays["boxes"][0]
         assert (image.shape, image.dtype) == ((1, 128, 128), np.int16)
         assert image[0, int(y0) : int(y1) + 1, int(x0) : int(x1) + 1].max() > -350
@@ -139,12 +139,12 @@ def test_lung_slices_in_all_forms(lung):
     grey, _, _ = lung_records(lung, "lung_detection", "background_per_series=0")
     colour = next(record for record in both if record.name not in {r.name for r in grey})
     for record in (grey[0], colour):
-        example, _ = prepared("lung_detection", record, "stream=both")
+        example, _ = prepared("lung_detection", record, "stream=both", "size=128")
         assert (example.arrays["image"].shape, example.arrays["image"].dtype) == (
             (3, 128, 128),
             np.uint8,
         )
-        same(example, prepared("lung_detection", record, "stream=both")[0])
+        same(example, prepared("lung_detection", record, "stream=both", "size=128")[0])
     windows, _ = prepared("lung_detection", grey[0], "pixels=windows")
     hu, _ = prepared("lung_detection", grey[0])
     inside = hu.arrays["image"][0]
@@ -462,7 +462,7 @@ def test_yolo_images_of_a_folder_are_prepared(tmp_path):
     records, _, _ = parts(recipe.records(fake_tree(tmp_path, []), recipe.tiny_hparams))
     with pytest.raises(DataError, match="wrong_modality: the network takes CT in HU"):
         prepared("lung_detection", records[0])
-    example, _ = prepared("lung_detection", records[0], "pixels=windows")
+    example, _ = prepared("lung_detection", records[0], "pixels=windows", "size=128")
     assert (example.arrays["image"].shape, example.arrays["image"].dtype) == (
         (3, 128, 128),
         np.uint8,
