@@ -1,4 +1,4 @@
-"""Greedy suppression of overlapping boxes in plain torch, a whole batch at once, on any device."""
+"""Greedy suppression of overlapping boxes: a whole batch at once, or image by image on a CPU."""
 
 from dataclasses import dataclass
 
@@ -62,6 +62,29 @@ def suppressed(
         kept = now
 
 
+def suppressed_by_torchvision(
+    boxes_xyxy: Float[Tensor, "b n 4"],
+    scores: Float[Tensor, "b n"],
+    classes: Int64[Tensor, "b n"],
+    usable: Bool[Tensor, "b n"],
+    *,
+    iou_threshold: float,
+) -> Bool[Tensor, "b n"]:
+    """Tell the same as `suppressed`, image by image.
+
+    On a CPU all pairs of a batch of 8 cost 0.6 s, as much as five training steps; this 0.01 s. On a
+    GPU it would wait for each image by itself.
+    """
+    from torchvision.ops import batched_nms
+
+    kept = torch.zeros_like(usable)
+    for image, own in enumerate(usable):
+        places = own.nonzero().flatten()
+        chosen = (boxes_xyxy[image, places], scores[image, places], classes[image, places])
+        kept[image, places[batched_nms(*chosen, iou_threshold)]] = True
+    return kept
+
+
 def best_boxes(
     boxes_xyxy: Float[Tensor, "b n 4"],
     scores: Float[Tensor, "b n"],
@@ -82,7 +105,13 @@ def best_boxes(
     boxes = boxes_xyxy.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
     names = classes.gather(1, order)
     usable = top > selection.least_score
-    kept = suppressed(boxes, names, usable, iou_threshold=selection.iou_threshold)
+    limit = selection.iou_threshold
+    if boxes.is_cuda:
+        kept = suppressed(boxes, names, usable, iou_threshold=limit)
+    else:
+        kept = suppressed_by_torchvision(
+            boxes.float(), top.float(), names, usable, iou_threshold=limit
+        )
     final, place = torch.where(kept, top, 0.0).topk(min(most, number), dim=1)
     found = boxes.gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
     empty = final <= 0

@@ -1,5 +1,6 @@
 """Prediction of single images: slices of a series one by one, PNG files, boxes with their image."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 import medray
 from medray.engine import predict as engine
 from medray.engine.predict import PredictRequest, predict
+from medray.errors import ConfigError
 from medray.recipe import Prepared
 from medray.tasks import get_recipe
 from tests.ray.local import answers_in_process
@@ -123,3 +125,38 @@ def test_an_image_file_is_answered_as_by_the_loaded_model(
     found = medray.load_model(detector).predict(one)
     assert found.boxes_xyxy_px is not None
     assert len(found.boxes_xyxy_px) == len(found.box_scores)
+
+
+def test_a_submission_names_each_breast_once(tmp_path: Path) -> None:
+    recipe = get_recipe("breast_classification")
+    hparams = dataclasses.replace(recipe.tiny_hparams, height=32, width=32)
+    example = Prepared(arrays={"image": np.full((1, 32, 32), 9, np.uint16)}, label=1)
+    inference = {"threshold": 0.0, "aggregation": "mean"}
+    model = fresh_package(tmp_path / "m", recipe, hparams, {"train": [example]}, inference)
+    card = Path(model) / "model" / "model.json"
+    facts = json.loads(card.read_text())
+    card.write_text(json.dumps({**facts, "fingerprint": {"modalities": {"MG": 1}}}))
+    recipe.phantom(tmp_path / "d", num_patients=2, seed=1, defects=False, size="tiny")
+    request = PredictRequest(
+        recipe=recipe,
+        model=model,
+        sources=(str(tmp_path / "d"),),
+        formats=("json", "submission"),
+    )
+    summary = predict(request, str(tmp_path / "out"), quiet=True)
+    assert summary["counts"]["num_rejected"] == 0
+    lines = (tmp_path / "out" / "submission.csv").read_text().splitlines()
+    assert lines[0] == "prediction_id,cancer"
+    assert len(lines) == 1 + 2 * 2
+    assert {line.rpartition(",")[0][-2:] for line in lines[1:]} == {"_L", "_R"}
+    assert all(line.endswith(",1") for line in lines[1:]), "threshold 0 calls every breast ill"
+
+
+def test_a_task_without_a_challenge_has_no_submission(detector: str, source: Path) -> None:
+    with pytest.raises(ConfigError, match="lung_detection belongs to no challenge"):
+        PredictRequest(
+            recipe=get_recipe("lung_detection"),
+            model=detector,
+            sources=(str(source),),
+            formats=("submission",),
+        )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medray.nn.nms import Selection, best_boxes, pair_iou
+from medray.nn.nms import Selection, best_boxes, pair_iou, suppressed, suppressed_by_torchvision
 from medray.nn.yolo import Yolo, YoloConfig, named_config
 from medray.nn.yolo_decode import decode_outputs, detect
 
@@ -186,6 +186,18 @@ def test_suppression_is_torchvisions(threshold: float) -> None:
         assert torch.equal(labels[image, :number], classes[image][able][theirs])
         assert not kept[image, number:].any()
         assert not found[image, number:].any()
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.45, 0.6])
+def test_suppression_in_plain_torch_is_torchvisions(threshold: float) -> None:
+    boxes, scores, classes = _scattered(4)
+    scores, order = scores.sort(dim=1, descending=True)
+    boxes = boxes.gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+    classes, usable = classes.gather(1, order), scores > 0.1
+    ours = suppressed(boxes, classes, usable, iou_threshold=threshold)
+    theirs = suppressed_by_torchvision(boxes, scores, classes, usable, iou_threshold=threshold)
+    assert torch.equal(ours, theirs)
+    assert 0 < ours.sum() < usable.sum()
 
 
 def test_suppression_keeps_the_best_and_pads() -> None:

@@ -177,7 +177,7 @@ def _tiny() -> Hparams:
         lr=0.01,
         every=12,
         warmup_steps=20,
-        epochs=16,
+        epochs=11,
         batch_size=4,
     )
 
