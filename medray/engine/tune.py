@@ -9,12 +9,16 @@ from typing import Any, Literal
 from ray import tune
 
 from medray import storage
+from medray.engine.evaluate import EvaluateRequest
 from medray.engine.ledger import content_key
 from medray.engine.package import Training
+from medray.engine.predictor import model_hparams
 from medray.engine.progress import Progress
-from medray.engine.run import Run
+from medray.engine.run import Counts, Run
 from medray.engine.train import state_folder
 from medray.engine.train_log import METRICS, read_metrics
+from medray.engine.tune_collect import collect_rows
+from medray.engine.tune_judge import interval, refined
 from medray.engine.tune_page import write_training_page
 from medray.engine.tune_results import (
     BEST,
@@ -27,6 +31,7 @@ from medray.engine.tune_results import (
 from medray.engine.tune_search import scheduler_of, searcher_of
 from medray.engine.tune_space import Point, Space
 from medray.engine.tune_trial import FAILED, TrialPlan, run_trial
+from medray.engine.weights import read_model_json
 from medray.errors import MedrayError
 from medray.learning import Objective
 
@@ -294,7 +299,7 @@ def _conclude(
     sign = 1.0 if objective.mode == "max" else -1.0
     best = max(done, key=lambda trial: sign * (trial.value or 0.0))
     place = plan.place(best.trial_id)
-    tuned = {
+    tuned: dict[str, Any] = {
         "trial_id": best.trial_id,
         "metric": objective.metric,
         "mode": objective.mode,
@@ -302,6 +307,8 @@ def _conclude(
         "ci95": None,
         "num_trials": len(trials),
     }
+    with run.stage("interval"):
+        tuned["ci95"] = _interval(run, request, place)
     model = copy_package(place, out, {"tuned": {**tuned, "params": dict(best.params)}})
     facts = {"params": dict(best.params), **tuned, "model_uri": storage.join(out, "model")}
     storage.write_json(storage.join(out, BEST), facts)
@@ -310,6 +317,28 @@ def _conclude(
     write_training_page(out, request.space, trials, curves, facts, model)
     run.extra.update(best=facts, metrics=model["metrics"], inference=model["inference"])
     return run.finish()
+
+
+def _interval(run: Run, request: TuneRequest, model: str) -> list[float | None] | None:
+    """Return the best model's 95 % interval over the validation patients; None if not predicted."""
+    training = request.training
+    recipe = training.recipe
+    evaluated = EvaluateRequest(
+        recipe=recipe,
+        model=model,
+        prepared=training.prepared,
+        split="val",
+        use_gpu=training.workers.use_gpu,
+    )
+    rows, rejected = collect_rows(run, evaluated, Counts(), surveyed=False, quiet=True)
+    if rejected or not rows:
+        return None
+    facts = read_model_json(model)
+    learning = recipe.learning
+    # What trials are compared by is measured without a chosen threshold, as the best epoch is.
+    if recipe.learning.sweep.survey is None:
+        rows = list(refined(learning, rows, {}, model_hparams(recipe, facts)))
+    return interval(learning, rows, [0] * len(rows), request.objective.metric, {})
 
 
 def _nothing_done(trials: Sequence[Trial]) -> str:

@@ -108,7 +108,7 @@ def tune_inference(request: InferenceRequest, out: str, *, quiet: bool = False) 
         parameters=_parameters(request, facts),
         inputs=(evaluated.model, prepared.uri),
     ) as run:
-        rows, rejected = collect_rows(run, evaluated, facts["weights_sha256"], quiet=quiet)
+        rows, rejected = collect_rows(run, evaluated, run.counts, surveyed=True, quiet=quiet)
         run.write_table("rejected.parquet", rejected, REJECTED)
         if not rows:
             run.finish("failed")

@@ -44,6 +44,9 @@ def searcher_of(request: "TuneRequest", known: Mapping[str, Mapping[str, Any]]) 
         request: space, objective and seed.
         known: records of trials.
     """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     over = [record for record in known.values() if record["value"] is not None]
     names: dict[str, Any] = {"metric": request.objective.metric, "mode": request.objective.mode}
     distributions = _distributions(request.space)

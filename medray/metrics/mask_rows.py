@@ -83,16 +83,26 @@ def level_counts(
         truth: of the same shape, 0 is background.
         largest: a mask to its largest part.
     """
-    inside = truth != 0
-    counts = np.bincount(
-        (levels + NUM_THRESHOLDS * inside.astype(np.int64)).ravel(), minlength=2 * NUM_THRESHOLDS
-    ).reshape(2, NUM_THRESHOLDS)
+    counts = np.zeros((2, NUM_THRESHOLDS), dtype=np.int64)
+    for part, true in zip(levels, truth, strict=True):  # by slices: bincount widens to 8 bytes
+        inside = part[true != 0]
+        counts[1] += np.bincount(inside, minlength=NUM_THRESHOLDS)
+        counts[0] += np.bincount(part.ravel(), minlength=NUM_THRESHOLDS)
+    counts[0] -= counts[1]
     reached = counts[:, ::-1].cumsum(axis=1)[:, ::-1].tolist()
+    near = tuple(
+        slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, 1)
+        for hit in (
+            np.flatnonzero((levels >= PART_STEP).any(axis=axes))
+            for axes in ((1, 2), (0, 2), (0, 1))
+        )
+    )
+    close, there = levels[near], truth[near] != 0
     parts = [(0, 0)]
     for k in range(PART_STEP, NUM_THRESHOLDS, PART_STEP):
-        part = largest((levels >= k).astype(np.uint8)) != 0
-        both = int(np.count_nonzero(part & inside))
-        parts.append((both, int(np.count_nonzero(part)) - both))
+        largest_part = largest((close >= k).astype(np.uint8)) != 0
+        both = int(np.count_nonzero(largest_part & there))
+        parts.append((both, int(np.count_nonzero(largest_part)) - both))
     return {
         "native_true": reached[1],
         "native_false": reached[0],
