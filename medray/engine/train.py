@@ -170,6 +170,7 @@ def _fit(request: TrainRequest, out: str, *, quiet: bool) -> dict[str, Any]:
         cache=_cache(options.cache, example_bytes * len(tables["train"]), workers),
         weights=request.weights,
         keep_all=request.keep == "all",
+        share=request.share,
         token=secrets.token_hex(8),
         board=board,
     )

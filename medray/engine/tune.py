@@ -136,6 +136,8 @@ def _sweep(request: TuneRequest, plan: TrialPlan, *, quiet: bool) -> dict[str, P
     """Run the trials that are not over yet; return those that time was too short for."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # An interrupted sweep is not one whose trials were stopped: the interruption must come through.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     over = plan.over()
     planned = {content_key(point): number for number, point in enumerate(request.points)}
     left = [number for key, number in planned.items() if key not in over]
