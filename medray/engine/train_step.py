@@ -61,7 +61,7 @@ def use_threads(device: torch.device, local_ranks: int, share: float = 1.0) -> N
         share: of the cores that this training counts on.
     """
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int((os.cpu_count() or 1) * share) // local_ranks))
+        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * share) // local_ranks))
 
 
 def use_precision(precision: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import ray
 from ray import tune
 
 from medray import storage
@@ -111,7 +112,7 @@ def tune_training(request: TuneRequest, out: str, *, quiet: bool = False) -> dic
         points=request.points,
         objective=request.objective,
         out=out,
-        share=1 / request.concurrent,
+        share=_share(request.concurrent),
     )
     with Run(
         verb="tune",
@@ -130,6 +131,17 @@ def tune_training(request: TuneRequest, out: str, *, quiet: bool = False) -> dic
         write_trials(out, trials, tuple(request.space))
         run.extra["num_trials_run"] = len(set(plan.ledger.read()) - before)
         return _conclude(run, request, plan, trials)
+
+
+def _share(concurrent: int) -> float:
+    """Return the part of the cluster that a trial counts on, its driver taken off.
+
+    Half of the CPUs must stay free, whole ones: a task of Ray Data that no CPU is left for would
+    wait for trainings that wait for it.
+    """
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    drivers = 2 * _DRIVER_CPUS * concurrent / max(1.0, total.get("CPU", 1.0))
+    return max(0.01, 1 - drivers) / concurrent
 
 
 def _sweep(request: TuneRequest, plan: TrialPlan, *, quiet: bool) -> dict[str, Point]:

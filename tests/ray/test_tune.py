@@ -192,12 +192,15 @@ def test_trials_are_actors_of_their_own_with_train_ranks_of_their_own(
     data: Path, tmp_path: Path
 ) -> None:
     """One of the three trials diverges: it is retried, marked, and the sweep goes on."""
+    import ray
     from ray.util.state import list_actors
 
-    before = {actor.actor_id for actor in list_actors(limit=1000)}
+    where = ray.get_runtime_context().gcs_address
+    before = {actor.actor_id for actor in list_actors(where, limit=1000)}
     request = sweep_of_trainings(data, {"lr": Choice((1e-3, 1e-4, 1e30))}, epochs=3)
     summary = tune_training(request, str(tmp_path), quiet=True)
-    actors = [a for a in list_actors(limit=1000, detail=True) if a.actor_id not in before]
+    known = list_actors(where, limit=1000, detail=True)
+    actors = [actor for actor in known if actor.actor_id not in before]
     trials = [a for a in actors if "ImplicitFunc" in a.class_name or "run_trial" in a.class_name]
     ranks = [a for a in actors if "RayTrainWorker" in a.class_name]
     assert len(trials) >= 3
