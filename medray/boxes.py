@@ -130,6 +130,31 @@ def nms(
     return np.array(kept, dtype=np.int64)
 
 
+def class_nms(
+    boxes_xyxy: Real[np.ndarray, "num_boxes 4"],
+    scores: Real[np.ndarray, "num_boxes"],
+    classes: Real[np.ndarray, "num_boxes"],
+    *,
+    iou_threshold: float,
+) -> Int64[np.ndarray, "num_kept"]:
+    """Return the indices kept by `nms` among the boxes of each class, best score first."""
+    boxes, names = _rows(boxes_xyxy), np.asarray(classes)
+    kept = np.zeros(len(boxes), dtype=bool)
+    for name in np.unique(names):
+        own = np.flatnonzero(names == name)
+        kept[own[nms(boxes[own], np.asarray(scores)[own], iou_threshold=iou_threshold)]] = True
+    left = np.flatnonzero(kept)
+    order: np.ndarray = left[np.argsort(-np.asarray(scores)[left], kind="stable")]
+    return order
+
+
+def scale_boxes(boxes_xyxy: Real[np.ndarray, "num_boxes 4"], factor: float) -> Boxes:
+    """Return boxes whose sides are multiplied, their centres kept."""
+    boxes = _rows(boxes_xyxy)
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * factor
+    return np.concatenate([middle - half, middle + half], axis=1)
+
+
 def pad_boxes(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the boxes of several examples as one batch.
 

@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, pipeline, trials
+from medray.verbs import data, models, pipeline, trials, tuning
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -42,6 +42,7 @@ for verb in (
     data.convert,
     data.prepare,
     models.train,
+    tuning.tune,
     models.evaluate,
     models.predict,
     pipeline.run,

@@ -24,7 +24,7 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     _say("A local Ray starts; everything below runs as its tasks.")
     with ray_session(None):
-        codes = _phantoms(root) + _real(root) + _learn(root)
+        codes = _phantoms(root) + _real(root) + _learn(root) + _tune(root)
     _finish(root, time.monotonic() - began)
     return 0 if set(codes) <= _GOOD_CODES else 1
 
@@ -57,6 +57,20 @@ def _learn(root: Path) -> list[int]:
         sys.stdout.write(f"report: {out}/evaluate/report.html\n")
         sys.stdout.write(f"masks over the CT, with pictures: {out}/predict/*/prediction.nii.gz\n")
     return codes
+
+
+def _tune(root: Path) -> list[int]:
+    task, data = "pancreas_segmentation", str(root / "pancreas" / "prepare")
+    if not (root / "pancreas" / "train" / "model").is_dir():
+        return []
+    _say("7. Tune: threshold and stray parts, on predictions that are made once")
+    model = ("--model", str(root / "pancreas" / "train"), "--inference")
+    codes = [_run("tune", task, "--data", data, "--out", str(root / "threshold"), *model)]
+    _say("8. Tune: the weight of a pancreas voxel in the loss, a small training each")
+    space = ("--search", "grid", "--stop", "none", "--space", "dice_weight=choice(1,7,10)")
+    small = ("--tiny", "--epochs", "4", "--set", "loss=weighted_ce", "--concurrent", "2")
+    out = ("--data", data, "--out", str(root / "dice-weight"))
+    return [*codes, _run("tune", task, *out, *space, *small)]
 
 
 def _real(root: Path) -> list[int]:

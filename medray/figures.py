@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 # Of middle lightness: at least 3 : 1 against white and against the dark page.
 COLOURS = ("#2f7ed8", "#d9662b", "#2f9e5f", "#a259c4", "#c9447a", "#8a7a2a")
-_GREY = "#808080"
+GREY = "#808080"
 # Stands for `currentColor`, which matplotlib does not know; no figure uses it otherwise.
-_INK = "#010203"
+INK = "#010203"
 _SIZE_INCHES = (5.0, 3.9)
 # Letters of class names that fit side by side below a confusion matrix.
 _LABELS_ABREAST = 36
@@ -35,18 +35,18 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.0,
     "axes.titlesize": 11.0,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GREY,
+    "grid.color": GREY,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.8,
@@ -81,16 +81,16 @@ def roc_figure(
     """
 
     def draw(axes: "Axes") -> None:
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="chance")
-        for colour, (name, curve) in _coloured(curves):
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
+        for colour, (name, curve) in coloured(curves):
             axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=colour, label=name)
         if point is not None:
-            axes.plot(*point, "o", color=_INK, markersize=7, label="operating point")
+            axes.plot(*point, "o", color=INK, markersize=7, label="operating point")
         _unit_square(axes, "1 - specificity", "sensitivity")
         axes.legend(loc="lower right")
 
     marked = "" if point is None else f"; operating point at {point[0]:.3f}, {point[1]:.3f}"
-    return _figure("ROC", f"ROC curves of {_names(curves)}{marked}.", draw)
+    return draw_figure("ROC", f"ROC curves of {_names(curves)}{marked}.", draw)
 
 
 def pr_figure(curves: Mapping[str, PrCurve], *, prevalence: float | None = None) -> Figure:
@@ -98,8 +98,8 @@ def pr_figure(curves: Mapping[str, PrCurve], *, prevalence: float | None = None)
 
     def draw(axes: "Axes") -> None:
         if prevalence is not None:
-            axes.axhline(prevalence, color=_GREY, linestyle="--", linewidth=1, label="prevalence")
-        for colour, (name, curve) in _coloured(curves):
+            axes.axhline(prevalence, color=GREY, linestyle="--", linewidth=1, label="prevalence")
+        for colour, (name, curve) in coloured(curves):
             # of several points with one recall the first holds the area, the others are spikes
             new = np.diff(curve.recall, prepend=-1.0) > 0
             recall = np.concatenate([[0.0], curve.recall[new]])
@@ -109,7 +109,7 @@ def pr_figure(curves: Mapping[str, PrCurve], *, prevalence: float | None = None)
         axes.legend(loc="lower left")
 
     chance = "" if prevalence is None else f"; prevalence {prevalence:.3f}"
-    return _figure("Precision and recall", f"Curves of {_names(curves)}{chance}.", draw)
+    return draw_figure("Precision and recall", f"Curves of {_names(curves)}{chance}.", draw)
 
 
 def froc_figure(curves: Mapping[str, Real[np.ndarray, "rates"]], rates: Sequence[float]) -> Figure:
@@ -121,7 +121,7 @@ def froc_figure(curves: Mapping[str, Real[np.ndarray, "rates"]], rates: Sequence
     """
 
     def draw(axes: "Axes") -> None:
-        for colour, (name, values) in _coloured(curves):
+        for colour, (name, values) in coloured(curves):
             axes.plot(rates, values, color=colour, marker="o", markersize=4, label=name)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(rates), [f"{rate:g}" for rate in rates])
@@ -129,14 +129,14 @@ def froc_figure(curves: Mapping[str, Real[np.ndarray, "rates"]], rates: Sequence
         axes.legend(loc="lower right")
 
     means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in curves.items())
-    return _figure("FROC", f"Sensitivity over false positives; means: {means}.", draw)
+    return draw_figure("FROC", f"Sensitivity over false positives; means: {means}.", draw)
 
 
 def reliability_figure(curve: Reliability) -> Figure:
     """Draw the share of positives over the predicted probability, larger dots for more cases."""
 
     def draw(axes: "Axes") -> None:
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="calibrated")
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
         share = curve.num_cases / max(int(curve.num_cases.max()), 1)
         axes.plot(curve.mean_score, curve.share_positive, color=COLOURS[0], label="model")
         axes.scatter(curve.mean_score, curve.share_positive, s=20 + 60 * share, color=COLOURS[0])
@@ -144,7 +144,9 @@ def reliability_figure(curve: Reliability) -> Figure:
         axes.legend(loc="upper left")
 
     bins = f"{len(curve.num_cases)} bins of {int(curve.num_cases.sum())} cases"
-    return _figure("Reliability", f"Share of positives over predicted probability, {bins}.", draw)
+    return draw_figure(
+        "Reliability", f"Share of positives over predicted probability, {bins}.", draw
+    )
 
 
 def confusion_figure(
@@ -183,7 +185,7 @@ def confusion_figure(
         f"{name}: {', '.join(str(n) for n in row)}"
         for name, row in zip(class_names, counts, strict=True)
     )
-    return _figure("Confusion matrix", f"Decisions for each true class: {rows}.", draw)
+    return draw_figure("Confusion matrix", f"Decisions for each true class: {rows}.", draw)
 
 
 def threshold_figure(curve: ThresholdCurve, *, chosen: float) -> Figure:
@@ -196,15 +198,15 @@ def threshold_figure(curve: ThresholdCurve, *, chosen: float) -> Figure:
             "recall, pooled": curve.recall,
             "F1, pooled": curve.f1,
         }
-        for colour, (name, values) in _coloured(lines):
+        for colour, (name, values) in coloured(lines):
             axes.plot(curve.thresholds, values, color=colour, label=name)
-        axes.axvline(chosen, color=_INK, linestyle=":", linewidth=1.4, label=f"chosen {chosen:.3g}")
+        axes.axvline(chosen, color=INK, linestyle=":", linewidth=1.4, label=f"chosen {chosen:.3g}")
         _unit_square(axes, "threshold", "score")
-        _legend_above(axes, columns=2)
+        legend_above(axes, columns=2)
 
     at = int(np.argmin(np.abs(curve.thresholds - chosen)))
     alt = f"At the chosen threshold {chosen:.3g} the mean Dice is {curve.dice[at]:.3f}."
-    return _figure("Threshold", alt, draw)
+    return draw_figure("Threshold", alt, draw)
 
 
 def dice_histogram_figure(dice: Real[np.ndarray, "cases"]) -> Figure:
@@ -215,14 +217,14 @@ def dice_histogram_figure(dice: Real[np.ndarray, "cases"]) -> Figure:
         axes.hist(values, bins=20, range=(0, 1), color=COLOURS[0], alpha=0.75, rwidth=0.92)
         for number, (name, value) in enumerate(_centres(values).items()):
             style = ("-", ":")[number]
-            axes.axvline(value, color=_INK, linestyle=style, label=f"{name} {value:.3f}")
+            axes.axvline(value, color=INK, linestyle=style, label=f"{name} {value:.3f}")
         axes.set(xlabel="Dice of a case", ylabel="cases", xlim=(0, 1))
         _whole_ticks(axes.yaxis)
         if values.size:
             axes.legend(loc="upper left")
 
     centres = ", ".join(f"{name} {value:.3f}" for name, value in _centres(values).items())
-    return _figure("Dice of each case", f"Histogram of {values.size} cases; {centres}.", draw)
+    return draw_figure("Dice of each case", f"Histogram of {values.size} cases; {centres}.", draw)
 
 
 def volume_figure(
@@ -233,13 +235,13 @@ def volume_figure(
     top = 1.05 * max(float(np.max([found, truth], initial=0.0)), 1e-3)
 
     def draw(axes: "Axes") -> None:
-        axes.plot([0, top], [0, top], color=_GREY, linestyle="--", linewidth=1, label="equal")
+        axes.plot([0, top], [0, top], color=GREY, linestyle="--", linewidth=1, label="equal")
         axes.scatter(truth, found, s=22, color=COLOURS[0], alpha=0.8, linewidths=0)
         axes.set(xlabel="true volume (ml)", ylabel="found volume (ml)")
         axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
         axes.legend(loc="upper left")
 
-    return _figure("Volumes", f"Found over true volume of {found.size} cases.", draw)
+    return draw_figure("Volumes", f"Found over true volume of {found.size} cases.", draw)
 
 
 def bland_altman_figure(
@@ -255,17 +257,17 @@ def bland_altman_figure(
     reach = 1.96 * float(gaps.std(ddof=1)) if gaps.size > 1 else 0.0
 
     def draw(axes: "Axes") -> None:
-        axes.axhline(0, color=_GREY, linewidth=0.8)
-        axes.axhline(bias, color=_INK, label=f"bias {bias:+.1f} ml")
-        axes.axhline(bias - reach, color=_INK, linestyle=":")
-        axes.axhline(bias + reach, color=_INK, linestyle=":", label="limits of agreement")
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.axhline(bias, color=INK, label=f"bias {bias:+.1f} ml")
+        axes.axhline(bias - reach, color=INK, linestyle=":")
+        axes.axhline(bias + reach, color=INK, linestyle=":", label="limits of agreement")
         axes.scatter((found + truth) / 2, gaps, s=22, color=COLOURS[0], alpha=0.8, linewidths=0)
         axes.set(xlabel="mean of found and true volume (ml)", ylabel="found - true (ml)")
         axes.margins(y=0.1)
-        _legend_above(axes, columns=2)
+        legend_above(axes, columns=2)
 
     limits = f"limits of agreement {bias - reach:.1f} to {bias + reach:.1f} ml"
-    return _figure("Volume differences", f"Bias {bias:.1f} ml, {limits}.", draw)
+    return draw_figure("Volume differences", f"Bias {bias:.1f} ml, {limits}.", draw)
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
@@ -283,7 +285,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
             series.setdefault(row["split"], {}).setdefault(row["epoch"], []).append(value)
 
     def draw(axes: "Axes") -> None:
-        for colour, (split, epochs) in _coloured(dict(sorted(series.items()))):
+        for colour, (split, epochs) in coloured(dict(sorted(series.items()))):
             known = sorted(epochs)
             means = [float(np.mean(epochs[epoch])) for epoch in known]
             marker = "o" if len(known) < 30 else None
@@ -297,10 +299,11 @@ def training_figure(rows: Sequence[Mapping[str, Any]], name: str) -> Figure:
         f"{split} ends at {np.mean(epochs[max(epochs)]):.4g}"
         for split, epochs in sorted(series.items())
     ]
-    return _figure(f"Training: {name}", f"{name} over epochs; {', '.join(lasts)}.", draw)
+    return draw_figure(f"Training: {name}", f"{name} over epochs; {', '.join(lasts)}.", draw)
 
 
-def _figure(title: str, alt: str, draw: "Callable[[Axes], None]") -> Figure:
+def draw_figure(title: str, alt: str, draw: "Callable[[Axes], None]") -> Figure:
+    """Return what a function draws into fresh axes."""
     import io
 
     import matplotlib as mpl
@@ -324,14 +327,15 @@ def _page_svg(svg: str) -> str:
     element = svg[svg.index("<svg") :].rstrip()
     element = re.sub(r"\s*<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element, count=2)
-    return element.replace(_INK, "currentColor")
+    return element.replace(INK, "currentColor")
 
 
 def _unit_square(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def _legend_above(axes: "Axes", *, columns: int) -> None:
+def legend_above(axes: "Axes", *, columns: int) -> None:
+    """Put the legend above the axes, where it hides no line."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 
 
@@ -341,7 +345,8 @@ def _whole_ticks(axis: "Axis") -> None:
     axis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _coloured(named: Mapping[str, Any]) -> list[tuple[str, tuple[str, Any]]]:
+def coloured(named: Mapping[str, Any]) -> list[tuple[str, tuple[str, Any]]]:
+    """Return a colour for each named item."""
     return [(COLOURS[n % len(COLOURS)], item) for n, item in enumerate(named.items())]
 
 

@@ -98,6 +98,42 @@ class Choice:
     values: tuple[Any, ...]
 
 
+Domain: TypeAlias = LogUniform | Uniform | Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceSweep:
+    """What may be chosen on predictions that are made once, without training.
+
+    Attributes:
+        space: names of inference parameters to what may be tried.
+        objective: by what they are chosen; None means the training's.
+        raw: inference parameters under which predictions keep all that a sweep may remove later,
+            e.g. boxes before their suppression. Of those that are hyperparameters too, a package's
+            inference parameters win wherever its model is used.
+        survey: (one example's probabilities, its arrays, its facts) to further columns of its row,
+            which a sweep alone needs, e.g. counts on the original grid.
+        refine: (rows of raw predictions, inference, hyperparameters) to the rows that predictions
+            under these parameters would have given; None where `metrics` reads all of them.
+        refined_by: the inference parameters that `refine` reads.
+        settle: (one example's probabilities, inference) to the probabilities that are judged,
+            decoded and measured; None where nothing is to be done.
+    """
+
+    space: Mapping[str, Domain] = field(default_factory=dict)
+    objective: Objective | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    survey: (
+        Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray], Mapping[str, Any]], Row]
+        | None
+    ) = None
+    refine: Callable[[Sequence[Row], Mapping[str, Any], Any], list[Row]] | None = None
+    refined_by: tuple[str, ...] = ()
+    settle: (
+        Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, np.ndarray]] | None
+    ) = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What a model says of one case, in the terms of the original image.
@@ -181,7 +217,8 @@ class Learning(Generic[HparamsT]):
         decode: (one example's probabilities, its facts, inference) to a Prediction.
         compare: (Prediction, the example's arrays and facts) to further columns of its row,
             measured on the original grid; None where the grid is of no matter.
-        search_space: parameter names to what may be tried.
+        search_space: hyperparameter names to what may be tried by training.
+        sweep: what may be chosen without training, and how it is judged.
     """
 
     model: "Callable[[HparamsT], nn.Module]"
@@ -207,4 +244,5 @@ class Learning(Generic[HparamsT]):
     compare: (
         Callable[[Prediction, Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, float]] | None
     ) = None
-    search_space: Mapping[str, LogUniform | Uniform | Choice] = field(default_factory=dict)
+    search_space: Mapping[str, Domain] = field(default_factory=dict)
+    sweep: InferenceSweep = field(default_factory=InferenceSweep)

@@ -16,6 +16,7 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 ALLOWED_BASES = {
     "Exception", "MedrayError", "DataError", "Protocol", "Module", "Generic", "NamedTuple",
     "TypedDict", "Enum", "StrEnum", "RawIOBase", "BufferedIOBase", "HTMLParser", "Thread",
+    "Callback", "TuneReportCallback",
 }  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "extractall"}
 FORBIDDEN_MODULES = {"pickle", "joblib", "dill", "marshal", "shelve"}
@@ -121,6 +122,9 @@ COMMANDS = {
                 "--address", "--json", "--quiet", "--debug"},
     "train": {"--data", "--out", "--num-workers", "--gpu", "--epochs", "--weights", "--keep",
               "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
+    "tune": {"--data", "--out", "--inference", "--model", "--trials", "--concurrent", "--space",
+             "--search", "--stop", "--metric", "--time-budget", "--seed", "--num-workers", "--gpu",
+             "--epochs", "--set", "--tiny", "--address", "--json", "--quiet", "--debug"},
     "evaluate": {"--data", "--out", "--split", "--gpu", "--address", "--json", "--quiet",
                  "--debug"},
     "run": {"--data", "--out", "--layout", "--labels", "--num-workers", "--gpu", "--epochs",

@@ -64,7 +64,7 @@ def evaluate(request: EvaluateRequest, out: str, *, quiet: bool = False) -> dict
     facts = read_model_json(request.model)
     read_checked_weights(request.model)
     hparams = model_hparams(recipe, facts)
-    _require_same_grid(recipe, hparams, prepared)
+    require_same_grid(recipe, hparams, prepared)
     rows = prepared.split(request.split)
     if not rows:
         raise ConfigError(f"the prepared data have no example in split {request.split}")
@@ -92,7 +92,7 @@ def evaluate(request: EvaluateRequest, out: str, *, quiet: bool = False) -> dict
         return run.finish()
 
 
-def _require_same_grid(recipe: Recipe[Any], hparams: Any, prepared: PreparedData) -> None:
+def require_same_grid(recipe: Recipe[Any], hparams: Any, prepared: PreparedData) -> None:
     """Refuse data that were prepared otherwise than the model's."""
     made = prepared.facts["hyperparameters"]
     for name in recipe.data_fields:
@@ -122,7 +122,7 @@ def _measure(
             found.append(known[key])
             run.counts.add("skipped", "already_done")
         else:
-            items.append(_item(request.prepared.uri, row, key))
+            items.append(example_item(request.prepared.uri, row, key))
     rejected = []
     with run.stage("evaluate") as stage, Progress("evaluate", len(items), quiet=quiet) as bar:
         pool = Pool(actor=EvaluateActor, settings=_settings(run, request), use_gpu=request.use_gpu)
@@ -149,7 +149,8 @@ def _settings(run: Run, request: EvaluateRequest) -> dict[str, Any]:
     }
 
 
-def _item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
+def example_item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
+    """Return an example of a prepared data set as work for an actor."""
     return Item(
         key=row["key"],
         payload={

@@ -59,14 +59,8 @@ class EvaluateActor:
         found: Mapping[str, np.ndarray],
         prediction: Prediction,
     ) -> Row:
-        predictor = self.predictor
-        learning = predictor.recipe.learning
-        usable = {name: a for name, a in arrays.items() if not name.startswith("native_")}
-        collated = learning.collate([usable])
-        batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}
-        batch["label"] = torch.tensor([payload["label"]])
-        probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}
-        row = learning.measure(probabilities, batch, predictor.hparams)[0]
+        learning = self.predictor.recipe.learning
+        row = measured_row(self.predictor, payload["label"], arrays, found)
         if learning.compare is not None:
             row.update(learning.compare(prediction, arrays, facts))
         return {
@@ -94,3 +88,19 @@ class EvaluateActor:
         out = io.BytesIO()
         Image.fromarray(tile).save(out, format="PNG")
         storage.write_atomic(storage.join(self.tiles, f"{key}.png"), out.getvalue())
+
+
+def measured_row(
+    predictor: Predictor,
+    label: int,
+    arrays: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+) -> Row:
+    """Return what the task measures of one example's probabilities."""
+    learning = predictor.recipe.learning
+    usable = {name: a for name, a in arrays.items() if not name.startswith("native_")}
+    collated = learning.collate([usable])
+    batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}
+    batch["label"] = torch.tensor([label])
+    probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}
+    return learning.measure(probabilities, batch, predictor.hparams)[0]

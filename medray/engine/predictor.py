@@ -23,8 +23,21 @@ class Predictor:
         facts: content of model.json.
     """
 
-    def __init__(self, recipe: Recipe[Any], uri: str, *, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        recipe: Recipe[Any],
+        uri: str,
+        *,
+        device: str = "cpu",
+        inference: Mapping[str, Any] | None = None,
+    ) -> None:
         """Load weights strictly, their hash checked.
+
+        Args:
+            recipe: of the model's task.
+            uri: of the package.
+            device: of torch.
+            inference: parameters in place of the package's own.
 
         Raises:
             ConfigError: a model of another task or version.
@@ -32,8 +45,8 @@ class Predictor:
         """
         self.facts = read_model_json(uri)
         self.recipe = recipe
-        self.hparams = model_hparams(recipe, self.facts)
-        self.inference: Mapping[str, Any] = self.facts["inference"]
+        self.inference: Mapping[str, Any] = {**self.facts["inference"], **(inference or {})}
+        self.hparams = inferred_hparams(recipe, model_hparams(recipe, self.facts), self.inference)
         self.device = torch.device(device)
         self.precision = "bf16" if self.device.type == "cuda" else "fp32"
         use_precision(self.precision)
@@ -66,7 +79,9 @@ class Predictor:
             }
         if not all(np.isfinite(value).all() for value in found.values()):
             raise DataError("model_output_invalid", "the network gave NaN or infinite values")
-        return [{n: value[i] for n, value in found.items()} for i in range(len(examples))]
+        each = [{n: value[i] for n, value in found.items()} for i in range(len(examples))]
+        settle = learning.sweep.settle
+        return [settle(one, self.inference) for one in each] if settle else each
 
     def decode(
         self, probabilities: Mapping[str, np.ndarray], facts: Mapping[str, Any]
@@ -105,3 +120,17 @@ def model_hparams(recipe: Recipe[Any], facts: Mapping[str, Any]) -> Any:
         return kind(**plain)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the model's hyperparameters do not hold here: {error}") from error
+
+
+def inferred_hparams(recipe: Recipe[Any], hparams: Any, inference: Mapping[str, Any]) -> Any:
+    """Return the hyperparameters with those that a sweep of predictions chose, e.g. of the NMS.
+
+    Raises:
+        ConfigError: a value that the task refuses.
+    """
+    names = {field.name for field in dataclasses.fields(hparams)} & set(inference)
+    chosen = {name: inference[name] for name in names & set(recipe.learning.sweep.raw)}
+    try:
+        return dataclasses.replace(hparams, **chosen)
+    except ValueError as error:
+        raise ConfigError(f"the model's inference parameters do not hold here: {error}") from error

@@ -45,11 +45,15 @@ class TrainRequest:
         training: recipe, hyperparameters, options, workers and data.
         weights: URI to start from, or empty.
         keep: `best` (and last) or `all` checkpoints.
+        share: of the cluster's CPUs and GPUs that this training counts on, where several run.
+        callbacks: of Ray Train, which hear of every report.
     """
 
     training: Training
     weights: str = ""
     keep: str = "best"
+    share: float = 1.0
+    callbacks: tuple[Any, ...] = ()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def train(request: TrainRequest, out: str, *, quiet: bool = False) -> dict[str, 
     left_out = _require_weights(request)
     if left_out and not quiet:
         sys.stderr.write(f"weights: {left_out}\n")
-    _require_resources(training.workers)
+    _require_resources(training.workers, request.share)
     with Run(
         verb="train",
         task=recipe.name,
@@ -130,9 +134,11 @@ def _require_weights(request: TrainRequest) -> str:
     return start_from(training.recipe, training.recipe.model(training.hparams), request.weights)
 
 
-def _require_resources(workers: Workers) -> None:
+def _require_resources(workers: Workers, share: float) -> None:
     gpus = int(_cluster("GPU"))
-    if workers.use_gpu and gpus < workers.num_workers:
+    # One worker may have a part of a GPU; two on one GPU cannot speak with one another.
+    needed = workers.num_workers if workers.num_workers > 1 or share >= 1 else min(1, gpus) or 1
+    if workers.use_gpu and gpus < needed:
         raise ConfigError(
             f"--gpu with {workers.num_workers} workers needs as many GPUs, the cluster has {gpus}"
         )
@@ -164,12 +170,13 @@ def _fit(request: TrainRequest, out: str, *, quiet: bool) -> dict[str, Any]:
         cache=_cache(options.cache, example_bytes * len(tables["train"]), workers),
         weights=request.weights,
         keep_all=request.keep == "all",
+        share=request.share,
         token=secrets.token_hex(8),
         board=board,
     )
     job.own()
-    with _progress(board, job.hparams.epochs, quiet=quiet), _state_folder(out) as state:
-        return _fitted(_trainer(job, example_bytes, state))
+    with _progress(board, job.hparams.epochs, quiet=quiet), state_folder(out) as state:
+        return _fitted(_trainer(job, request, example_bytes, state))
 
 
 def _fitted(trainer: TorchTrainer) -> dict[str, Any]:
@@ -186,7 +193,7 @@ def _fitted(trainer: TorchTrainer) -> dict[str, Any]:
     return ended
 
 
-def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
+def _trainer(job: TrainJob, request: TrainRequest, example_bytes: int, state: str) -> TorchTrainer:
     workers = job.workers
     streamed = job.cache == "none"
     train = (
@@ -213,11 +220,12 @@ def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=workers.num_workers,
             use_gpu=workers.use_gpu,
-            resources_per_worker=_resources(workers),
+            resources_per_worker=_resources(workers, request.share),
         ),
         run_config=RunConfig(
             name="train",
             storage_path=state,
+            callbacks=list(request.callbacks),
             failure_config=failures(
                 max_failures=job.options.max_failures,
                 controller_failure_limit=_LOST_RESOURCES_RETRIES,
@@ -226,17 +234,19 @@ def _trainer(job: TrainJob, example_bytes: int, state: str) -> TorchTrainer:
     )
 
 
-def _resources(workers: Workers) -> dict[str, float]:
+def _resources(workers: Workers, share: float) -> dict[str, float]:
     """Leave half of the CPUs to Ray Data: workers that hold all of them would wait for ever."""
-    cpus = _cluster("CPU") or 1.0
-    wanted = {"CPU": min(1.0, math.floor(100 * cpus / 2 / max(1, workers.num_workers)) / 100)}
+    cpus = (_cluster("CPU") or 1.0) * share
+    number = max(1, workers.num_workers)
+    wanted = {"CPU": max(0.01, min(1.0, math.floor(100 * cpus / 2 / number) / 100))}
     if workers.use_gpu:
-        wanted["GPU"] = 1
+        gpus = _cluster("GPU") * share / number
+        wanted["GPU"] = 1 if number > 1 or gpus >= 1 else math.floor(100 * gpus) / 100
     return wanted
 
 
 @contextmanager
-def _state_folder(out: str) -> Iterator[str]:
+def state_folder(out: str) -> Iterator[str]:
     """Give Ray Train a folder for its own notes; checkpoints and results never pass it.
 
     Workers on other nodes must see it, so it lies in the output; of a remote output it is local,

@@ -52,10 +52,16 @@ def precision_of(options: TrainOptions, device: torch.device) -> str:
     return "bf16" if options.compile else "tf32"
 
 
-def use_threads(device: torch.device, local_ranks: int) -> None:
-    """Share the node's cores among its ranks; Ray gives every worker one thread."""
+def use_threads(device: torch.device, local_ranks: int, share: float = 1.0) -> None:
+    """Share the node's cores among its ranks; Ray gives every worker one thread.
+
+    Args:
+        device: of the rank.
+        local_ranks: on this node.
+        share: of the cores that this training counts on.
+    """
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * share) // local_ranks))
 
 
 def use_precision(precision: str) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 from medray.boxes import box_iou
 from medray.metrics.box_matching import box_row
 from medray.metrics.box_placing import DEFAULT_THRESHOLD
-from medray.metrics.detection import Ranked, Rows, best_f1, precision_numbers, threshold_numbers
+from medray.metrics.detection import (
+    Ranked,
+    Rows,
+    best_f1,
+    mean_f1,
+    precision_numbers,
+    threshold_numbers,
+)
 
 
 def batch_rows(found: Mapping[str, Any], batch: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -38,10 +45,15 @@ def batch_rows(found: Mapping[str, Any], batch: Mapping[str, Any]) -> list[dict[
 def detector_numbers(boxes: Ranked, inference: Mapping[str, Any]) -> dict[str, float]:
     """Return `map50`, `map75`, `map50_95`, and precision, recall, F1 and false positives an image.
 
-    The latter four at the operating point; see `medray.metrics.detection`.
+    The latter four at the operating point, and there `f1_50_95`, the mean over all levels; see
+    `medray.metrics.detection`.
     """
     threshold = float(inference.get("threshold", DEFAULT_THRESHOLD))
-    return {**precision_numbers(boxes), **threshold_numbers(boxes, threshold)}
+    return {
+        **precision_numbers(boxes),
+        **threshold_numbers(boxes, threshold),
+        "f1_50_95": mean_f1(boxes, threshold),
+    }
 
 
 def f1_threshold(boxes: Ranked) -> dict[str, float]:

@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from medray.metrics.box_matching import IOU_LEVELS
+
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 Rule = Literal["yolo", "coco"]
 
@@ -160,6 +162,16 @@ def threshold_numbers(boxes: Ranked, threshold: float, *, iou: float = 0.5) -> d
     }
 
 
+def mean_f1(boxes: Ranked, threshold: float) -> float:
+    """Return the mean over the IoU levels of F1 at one threshold; NaN where nothing is there.
+
+    Unlike average precision it judges the threshold, unlike F1 at one level how well boxes fit.
+    """
+    found = int((boxes.scores >= threshold).sum())
+    whole = found + boxes.total_true
+    return float(np.mean(2 * boxes.hits[:found].sum(axis=0) / whole)) if whole else float("nan")
+
+
 def best_f1(boxes: Ranked, *, iou: float = 0.5) -> F1Point:
     """Return the threshold of the greatest F1, of the smoothed curve, as YOLOv5 reports.
 
@@ -224,7 +236,7 @@ def _levels(rows: Rows) -> tuple[float, ...]:
     found = {tuple(row["iou_levels"]) for row in rows}
     if len(found) > 1:
         raise ValueError("rows matched at different IoU levels do not add up")
-    return found.pop() if found else ()
+    return found.pop() if found else IOU_LEVELS
 
 
 def _area(hits: np.ndarray, number: int, rule: Rule) -> float:

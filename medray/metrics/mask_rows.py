@@ -5,7 +5,7 @@ probability is at least k / NUM_THRESHOLDS, for each k. A power of two, so that 
 is exact and the counts are those of comparing voxel by voxel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_THRESHOLDS = 128
+PART_STEP = 4
 
 
 def voxel_counts(probs: "Tensor", mask: "Tensor") -> list[dict[str, list[int]]]:
@@ -67,3 +68,55 @@ def all_foreground(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return (cases, 3) counts of the trivial answer that calls every voxel foreground."""
     table = [(r["found_true"][0], r["found_false"][0], 0) for r in rows]
     return np.array(table, dtype=np.int64).reshape(-1, 3)
+
+
+def level_counts(
+    levels: np.ndarray, truth: np.ndarray, largest: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, list[int]]:
+    """Return the columns `native_true`, `native_false`, `largest_true` and `largest_false`.
+
+    The first two are like `found_true` and `found_false`. The others are those of the largest part
+    alone, which is another one at each threshold: they are counted at every `PART_STEP`-th.
+
+    Args:
+        levels: (depth, height, width) highest k whose threshold each voxel reaches.
+        truth: of the same shape, 0 is background.
+        largest: a mask to its largest part.
+    """
+    counts = np.zeros((2, NUM_THRESHOLDS), dtype=np.int64)
+    for part, true in zip(levels, truth, strict=True):  # by slices: bincount widens to 8 bytes
+        inside = part[true != 0]
+        counts[1] += np.bincount(inside, minlength=NUM_THRESHOLDS)
+        counts[0] += np.bincount(part.ravel(), minlength=NUM_THRESHOLDS)
+    counts[0] -= counts[1]
+    reached = counts[:, ::-1].cumsum(axis=1)[:, ::-1].tolist()
+    near = tuple(
+        slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, 1)
+        for hit in (
+            np.flatnonzero((levels >= PART_STEP).any(axis=axes))
+            for axes in ((1, 2), (0, 2), (0, 1))
+        )
+    )
+    close, there = levels[near], truth[near] != 0
+    parts = [(0, 0)]
+    for k in range(PART_STEP, NUM_THRESHOLDS, PART_STEP):
+        largest_part = largest((close >= k).astype(np.uint8)) != 0
+        both = int(np.count_nonzero(largest_part & there))
+        parts.append((both, int(np.count_nonzero(largest_part)) - both))
+    return {
+        "native_true": reached[1],
+        "native_false": reached[0],
+        "largest_true": [true for true, _ in parts],
+        "largest_false": [false for _, false in parts],
+    }
+
+
+def native_counts(
+    row: Mapping[str, Any], threshold: float, *, largest_alone: bool = False
+) -> np.ndarray:
+    """Return [TP, FP, FN] on the original grid at the nearest threshold that was counted."""
+    name = "largest" if largest_alone else "native"
+    steps = NUM_THRESHOLDS // PART_STEP if largest_alone else NUM_THRESHOLDS
+    k = min(steps - 1, max(1, round(threshold * steps)))
+    found, wrong = row[f"{name}_true"][k], row[f"{name}_false"][k]
+    return np.array([found, wrong, row["native_true"][0] - found], dtype=np.int64)

@@ -55,7 +55,7 @@ def train(
     if keep not in {"best", "all"}:
         raise ConfigError(f"--keep must be best or all, got {keep!r}")
     settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
-    training = _training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
+    training = checked_training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
     # Before Ray starts: importing Ray Train turns Ray's narration on again.
     from medray.engine.train import TrainRequest
     from medray.engine.train import train as run_train
@@ -65,7 +65,7 @@ def train(
     conclude(summary, out, as_json=as_json, quiet=quiet)
 
 
-def _training(
+def checked_training(
     task: str, data: str, settings: list[str], *, tiny: bool, num_workers: int, gpu: bool
 ) -> Any:
     """Check everything that can be known before Ray and torch are there: the gates above all."""

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medray.learning import Batch, Outputs, Prediction, Row
+from medray.learning import (
+    Batch,
+    Choice,
+    InferenceSweep,
+    Objective,
+    Outputs,
+    Prediction,
+    Row,
+)
 from medray.metrics import breast_rows
 
 if TYPE_CHECKING:
@@ -91,3 +99,12 @@ def submission(images: Sequence[Mapping[str, Any]], inference: Mapping[str, Any]
         scores = breast_rows.aggregate([{**one, "label": -1} for one in own], how).scores
         found[unit] = float(scores[0] >= threshold)
     return mammography_csv(found)
+
+
+SWEEP = InferenceSweep(
+    space={
+        "threshold": Choice(tuple(k / 50 for k in range(1, 50))),
+        "aggregation": Choice(breast_rows.AGGREGATIONS),
+    },
+    objective=Objective("pf1", "max"),
+)

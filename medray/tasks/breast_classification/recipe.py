@@ -35,7 +35,16 @@ from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
-from medray.learning import Batch, Learning, LogUniform, Objective, Outputs, Schedule, Uniform
+from medray.learning import (
+    Batch,
+    Domain,
+    Learning,
+    LogUniform,
+    Objective,
+    Outputs,
+    Schedule,
+    Uniform,
+)
 from medray.recipe import Prepared, Recipe, UpstreamPart
 from medray.tasks.breast_classification import measures
 from medray.tasks.breast_classification.framing import as_original, breast_alone, roi_of
@@ -52,6 +61,11 @@ if TYPE_CHECKING:
 CLASS_NAMES = ("no_cancer", "cancer")
 # ImageNet's mean and deviation, of the three colours together.
 _GREY_MEAN, _GREY_DEVIATION = 0.449, 0.226
+SEARCH_SPACE: dict[str, Domain] = {
+    "lr": LogUniform(1e-5, 1e-2),
+    "focal_alpha": Uniform(0.0, 0.75),
+    "focal_gamma": Uniform(0.0, 3.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,11 +165,8 @@ def recipe() -> Recipe[Hparams]:
             baseline=measures.baseline,
             objective=Objective("pf1_raw", "max"),
             decode=measures.decode,
-            search_space={
-                "lr": LogUniform(1e-5, 1e-2),
-                "focal_alpha": Uniform(0.0, 0.75),
-                "focal_gamma": Uniform(0.0, 3.0),
-            },
+            search_space=SEARCH_SPACE,
+            sweep=measures.SWEEP,
         ),
     )
 

@@ -35,6 +35,7 @@ from medray.errors import DataError
 from medray.learning import (
     Batch,
     Case,
+    Domain,
     Learning,
     LogUniform,
     Objective,
@@ -58,6 +59,11 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 CLASS_NAMES = ("breast",)
+SEARCH_SPACE: dict[str, Domain] = {
+    "lr": LogUniform(2e-4, 2e-2),
+    "box_gain": LogUniform(0.02, 0.2),
+    "mosaic": Uniform(0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,11 +156,8 @@ def recipe() -> Recipe[Hparams]:
             baseline=measures.baseline,
             objective=Objective("map50_95", "max"),
             decode=measures.decode,
-            search_space={
-                "lr": LogUniform(2e-4, 2e-2),
-                "box_gain": LogUniform(0.02, 0.2),
-                "mosaic": Uniform(0.0, 1.0),
-            },
+            search_space=SEARCH_SPACE,
+            sweep=measures.SWEEP,
         ),
     )
 

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medray.learning import Batch, Outputs, Prediction, Row
+from medray.learning import (
+    Batch,
+    Choice,
+    InferenceSweep,
+    Objective,
+    Outputs,
+    Prediction,
+    Row,
+)
 from medray.metrics.class_rows import many_class_numbers, youden_threshold
 from medray.metrics.classes import majority_baseline
 
@@ -70,5 +78,16 @@ def decode(
 
 
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    scores = np.array([row["scores"] for row in rows], dtype=np.float64)
+    num_classes = len(rows[0]["scores"]) if rows else 0
+    scores = np.array([row["scores"] for row in rows], dtype=np.float64).reshape(
+        len(rows), num_classes
+    )
     return scores, np.array([row["label"] for row in rows], dtype=np.int64)
+
+
+SWEEP = InferenceSweep(
+    space={
+        "threshold": Choice(tuple(k / 50 for k in range(1, 50))),
+    },
+    objective=Objective("balanced_accuracy", "max"),
+)

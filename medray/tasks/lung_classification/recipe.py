@@ -33,7 +33,15 @@ from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import ConfigError, DataError
-from medray.learning import Batch, Learning, LogUniform, Objective, Outputs, Schedule, Uniform
+from medray.learning import (
+    Batch,
+    Learning,
+    LogUniform,
+    Objective,
+    Outputs,
+    Schedule,
+    Uniform,
+)
 from medray.preprocess.crop import crop_or_pad
 from medray.preprocess.spatial import resample_spacing, resample_to_grid, resize_volume
 from medray.recipe import Prepared, Recipe
@@ -183,6 +191,7 @@ def recipe() -> Recipe[Hparams]:
             objective=Objective("auroc", "max"),
             decode=measures.decode,
             search_space={"lr": LogUniform(1e-5, 1e-2), "dropout": Uniform(0.0, 0.5)},
+            sweep=measures.SWEEP,
         ),
     )
 

@@ -177,8 +177,8 @@ def recipe() -> Recipe[Hparams]:
                 "lr": LogUniform(2e-4, 2e-2),
                 "box_gain": LogUniform(0.02, 0.2),
                 "mosaic": Uniform(0.0, 1.0),
-                "nms_iou": Uniform(0.3, 0.7),
             },
+            sweep=measures.SWEEP,
         ),
     )
 

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medray.learning import Batch, Outputs, Prediction, Row
+from medray.learning import (
+    Batch,
+    Choice,
+    InferenceSweep,
+    Objective,
+    Outputs,
+    Prediction,
+    Row,
+)
 from medray.metrics import mask_rows, overlap
 from medray.metrics.class_rows import two_class_numbers, youden_threshold
 from medray.metrics.classes import majority_baseline
@@ -108,3 +116,11 @@ def decode(
 def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     scores = np.array([row["score"] for row in rows], dtype=np.float64)
     return scores, np.array([row["label"] for row in rows], dtype=np.int64)
+
+
+SWEEP = InferenceSweep(
+    space={
+        "threshold": Choice(tuple(k / 50 for k in range(1, 50))),
+    },
+    objective=Objective("balanced_accuracy", "max"),
+)

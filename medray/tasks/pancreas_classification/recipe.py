@@ -182,6 +182,7 @@ def recipe() -> Recipe[Hparams]:
                 "lr": LogUniform(1e-5, 1e-2),
                 "mask_loss_weight": LogUniform(0.1, 10.0),
             },
+            sweep=measures.SWEEP,
         ),
     )
 

@@ -5,9 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medray.learning import Batch, Outputs, Prediction, Row
+from medray.learning import (
+    Batch,
+    Choice,
+    InferenceSweep,
+    Objective,
+    Outputs,
+    Prediction,
+    Row,
+)
 from medray.metrics import mask_rows, overlap, surface
-from medray.preprocess.native_mask import mask_on_grid, unpack_mask
+from medray.preprocess.components import largest_component
+from medray.preprocess.native_mask import levels_on_grid, mask_on_grid, unpack_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,11 +56,13 @@ def metrics(rows: Sequence[Row], inference: Mapping[str, Any]) -> dict[str, floa
     native = {
         name: np.array([row[name] for row in rows])
         for name in ("native_dice", "native_nsd", "native_hd95_mm", "native_volume_error_ml")
+        if name in rows[0]
     }
     numbers.update({name: _mean(values) for name, values in native.items()})
     numbers["native_dice_sd"] = float(native["native_dice"].std())
-    numbers["native_hd95_missing"] = float(np.isnan(native["native_hd95_mm"]).sum())
     numbers["native_absolute_volume_error_ml"] = _mean(np.abs(native["native_volume_error_ml"]))
+    if "native_hd95_mm" in native:
+        numbers["native_hd95_missing"] = float(np.isnan(native["native_hd95_mm"]).sum())
     return numbers
 
 
@@ -82,6 +93,8 @@ def decode(
         grid=(meta["original_shape"], affine),
         threshold=float(inference.get("threshold", DEFAULT_THRESHOLD)),
     )
+    if inference.get("parts") == "largest":
+        mask = largest_component(mask)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     volume_ml = overlap.volume_ml(int(np.count_nonzero(mask)), spacing.tolist())
     return Prediction(mask=mask, affine_lps=affine, volume_ml=volume_ml)
@@ -108,6 +121,53 @@ def compare(
     }
 
 
+def survey(
+    probs: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+) -> Row:
+    """Return how many voxels of the CT's own grid reach each threshold, `voxel_ml` the size of one.
+
+    The grid of training is coarser: its best threshold makes volumes too small on the CT's own.
+    """
+    meta = facts["meta"]
+    affine = np.reshape(meta["original_affine_lps"], (4, 4))
+    levels = levels_on_grid(
+        probs["mask"],
+        np.reshape(facts["affine_lps"], (4, 4)),
+        grid=(meta["original_shape"], affine),
+        num_levels=mask_rows.NUM_THRESHOLDS,
+    )
+    truth = unpack_mask(arrays["native_mask_bits"], meta["native_mask_box_kji"], levels.shape)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    counts = mask_rows.level_counts(levels, truth, largest_component)
+    return {**counts, "voxel_ml": overlap.volume_ml(1, spacing)}
+
+
+def refine(rows: Sequence[Row], inference: Mapping[str, Any], hp: "Hparams") -> list[Row]:
+    """Return the rows with Dice and volume error on the CT's own grid under these parameters."""
+    del hp
+    threshold = float(inference.get("threshold", DEFAULT_THRESHOLD))
+    alone = inference.get("parts") == "largest"
+    made = []
+    for row in rows:
+        found, wrong, missed = mask_rows.native_counts(row, threshold, largest_alone=alone)
+        score = float(overlap.dice(np.array([found, wrong, missed])))
+        error_ml = float(wrong - missed) * row["voxel_ml"]
+        made.append({**row, "native_dice": score, "native_volume_error_ml": error_ml})
+    return made
+
+
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")
+
+
+SWEEP = InferenceSweep(
+    space={
+        "threshold": Choice(tuple(k / 32 for k in range(1, 32))),
+        "parts": Choice(("all", "largest")),
+    },
+    objective=Objective("native_dice", "max"),
+    survey=survey,
+    refine=refine,
+    refined_by=("threshold", "parts"),
+)

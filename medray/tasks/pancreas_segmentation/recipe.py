@@ -35,7 +35,16 @@ from medray.datasets.loading import plain_meta
 from medray.datasets.mask_values import organ_mask
 from medray.datasets.record import Record, Rejection, Sample, SourceTree
 from medray.errors import DataError
-from medray.learning import Batch, Choice, Learning, LogUniform, Objective, Outputs, Schedule
+from medray.learning import (
+    Batch,
+    Choice,
+    Domain,
+    Learning,
+    LogUniform,
+    Objective,
+    Outputs,
+    Schedule,
+)
 from medray.preprocess.native_mask import pack_mask
 from medray.preprocess.spatial import resample_spacing, resize_volume
 from medray.recipe import Prepared, Recipe
@@ -55,6 +64,11 @@ _ORIGINAL_ENLARGED = 1.1
 _ORIGINAL_FLIP = 0.5
 _OWN_LR = {"preset": 1e-3, "g1": 2e-3, "g2": 1e-4}
 _G2_L2 = 0.01
+SEARCH_SPACE: dict[str, Domain] = {
+    "lr": LogUniform(1e-4, 1e-2),
+    "loss": Choice(("dice", "weighted_dice", "weighted_ce", "balanced_ce")),
+    "dice_weight": LogUniform(1.0, 15.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,11 +180,8 @@ def recipe() -> Recipe[Hparams]:
             objective=Objective("dice", "max"),
             decode=measures.decode,
             compare=measures.compare,
-            search_space={
-                "lr": LogUniform(1e-4, 1e-2),
-                "loss": Choice(("dice", "weighted_dice", "weighted_ce", "balanced_ce")),
-                "dice_weight": LogUniform(1.0, 15.0),
-            },
+            search_space=SEARCH_SPACE,
+            sweep=measures.SWEEP,
         ),
     )
 

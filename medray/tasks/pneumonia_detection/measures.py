@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medray.learning import Batch, Outputs, Prediction, Row
+from medray.learning import (
+    Batch,
+    Choice,
+    InferenceSweep,
+    Objective,
+    Outputs,
+    Prediction,
+    Row,
+)
 from medray.metrics import ranking
 from medray.metrics.box_matching import box_row
 from medray.metrics.box_placing import boxes_of_original
+from medray.metrics.box_refining import refined_rows, settled_boxes
 from medray.metrics.box_rows import one_box_rows
 from medray.metrics.challenge_map import best_submission, challenge_hits, challenge_map
 from medray.metrics.detection import precision_numbers, ranked, threshold_numbers
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
 
 PNEUMONIA, NORMAL = 0, 1
 DEFAULT_THRESHOLD = 0.5
+_MOST_BOXES = 1000
 
 
 def probabilities(outputs: Outputs, hp: "Hparams") -> "dict[str, Tensor]":
@@ -90,6 +100,17 @@ def _emptied(row: Row) -> Row:
     return {**row, **{name: [] for name in lists}}
 
 
+def refine(rows: Sequence[Row], inference: Mapping[str, Any], hp: "Hparams") -> list[Row]:
+    """Return the rows of boxes after scaling."""
+    del hp
+    made = refined_rows(rows, {"box_scale": inference.get("box_scale", 1.0)}, most=_MOST_BOXES)
+    for row in made:
+        boxes = np.array(row["boxes_xyxy"]).reshape(-1, 4)
+        truth = np.array(row["true_boxes_xyxy"]).reshape(-1, 4)
+        row["hits_challenge"] = challenge_hits(boxes, truth)
+    return made
+
+
 def choose(rows: Sequence[Row]) -> dict[str, Any]:
     """Return threshold and gate of the best challenge score."""
     best = best_submission(rows, with_gate=True)
@@ -152,3 +173,18 @@ def submission(images: Sequence[Mapping[str, Any]], inference: Mapping[str, Any]
     return pneumonia_csv(
         {str(one["patient_id"]): (one["boxes_xyxy_px"], one["box_scores"]) for one in images}
     )
+
+
+# Boxes of experts are drawn tighter than what is learnt from several of them.
+SWEEP = InferenceSweep(
+    space={
+        "threshold": Choice(tuple(k / 20 for k in range(1, 20))),
+        "gate": Choice((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+        "box_scale": Choice((0.8, 0.85, 0.875, 0.9, 0.95, 1.0, 1.05)),
+    },
+    objective=Objective("challenge_map", "max"),
+    raw={"box_scale": 1.0},
+    refine=refine,
+    refined_by=("box_scale",),
+    settle=settled_boxes,
+)

@@ -201,6 +201,7 @@ def _learning() -> Learning[Hparams]:
         objective=Objective("map50", "max"),
         decode=measures.decode,
         search_space={"lr": LogUniform(1e-4, 1e-1)},
+        sweep=measures.SWEEP,
     )
 
 

@@ -1,0 +1,294 @@
+"""Sweeps on a local Ray: predictions made once, trainings as trials, failures, killed drivers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medray.engine.evaluate import EvaluateRequest, evaluate
+from medray.engine.package import Training
+from medray.engine.prepared import open_prepared
+from medray.engine.train_options import TrainOptions, Workers
+from medray.engine.tune import TuneRequest, tune_training
+from medray.engine.tune_inference import InferenceRequest, tune_inference
+from medray.engine.tune_space import grid_points, random_points
+from medray.engine.weights import read_model_json
+from medray.errors import ConfigError, MedrayError
+from medray.learning import Choice, Domain, Objective
+from medray.recipe import Prepared, Recipe
+from tests.prepared_data import mask_examples, shape_examples, write_prepared
+from tests.ray.local import ray_with_state
+from tests.tiny_models import fresh_package, tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_with_state")]
+__all__ = ["ray_with_state"]
+
+
+def box_examples(count: int, *, size: int, seed: int) -> list[Prepared]:
+    """Return slices with one bright square each and its box."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        image = rng.normal(-800, 20, (1, size, size)).astype(np.int16)
+        y, x = rng.integers(4, size - 20, 2)
+        image[0, y : y + 16, x : x + 16] = 40
+        made.append(
+            Prepared(
+                arrays={
+                    "image": image,
+                    "boxes": np.array([[x, y, x + 16, y + 16]], dtype=np.float32),
+                    "box_labels": np.zeros(1, dtype=np.int64),
+                },
+                spacing_mm=(1.0, 1.0),
+                meta={"scale_yx": [1.0, 1.0], "offset_yx_px": [0.0, 0.0],
+                      "original_shape": [size, size]},
+            )
+        )  # fmt: skip
+    return made
+
+
+MADE: dict[str, tuple[dict[str, Any], Any]] = {
+    "pancreas_segmentation": (
+        {"filters": (4, 8)},
+        lambda n, seed: mask_examples(n, size=16, seed=seed),
+    ),
+    "lung_classification": (
+        {"filters": (4, 8), "class_names": ("small", "big")},
+        lambda n, seed: shape_examples(n, size=16, num_classes=2, seed=seed),
+    ),
+    "lung_detection": (
+        {"size": 64, "width": 0.125, "depth": 0.33},
+        lambda n, seed: box_examples(n, size=64, seed=seed),
+    ),
+}
+
+
+def made(root: Path, task: str) -> tuple[Recipe[Any], Path]:
+    """Write data and the package of a network that learned nothing."""
+    changes, examples_of = MADE[task]
+    recipe, hparams = tiny(task, **changes)
+    examples = {name: examples_of(6, seed) for seed, name in enumerate(("train", "val"))}
+    fresh_package(root / "train", recipe, hparams, examples, {"threshold": 0.5})
+    return recipe, root / "train"
+
+
+def sweep_of(recipe: Recipe[Any], model: Path, **space: Domain) -> InferenceRequest:
+    swept = {**recipe.learning.sweep.space, **space}
+    assert recipe.learning.sweep.objective is not None
+    return InferenceRequest(
+        evaluated=EvaluateRequest(
+            recipe=recipe,
+            model=str(model),
+            prepared=open_prepared(str(model / "data"), recipe),
+            split="val",
+        ),
+        space=swept,
+        points=tuple(grid_points(swept)),
+        objective=recipe.learning.sweep.objective,
+    )
+
+
+def loaded(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("task", MADE)
+def test_a_sweep_of_predictions_gives_the_same_weights_with_better_parameters(
+    task: str, tmp_path: Path
+) -> None:
+    """A second way: `medray evaluate` of the new model gives the value that the sweep promised."""
+    recipe, model = made(tmp_path, task)
+    request = sweep_of(recipe, model)
+    out = tmp_path / "out"
+    began = time.monotonic()
+    summary = tune_inference(request, str(out), quiet=True)
+    assert time.monotonic() - began < 120
+    best = loaded(out / "best.json")
+    assert summary["status"] == "done"
+    assert summary["counts"]["num_done"] == 6
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len(rows) == len(request.points)
+    assert best["value"] == max(row["metric"] for row in rows if row["metric"] is not None)
+    assert best["ci95"][0] <= best["value"] <= best["ci95"][1]
+    old, new = read_model_json(str(model)), read_model_json(str(out))
+    assert new["weights_sha256"] == old["weights_sha256"]
+    assert new["inference"] == {**old["inference"], **best["params"]}
+    assert list((out / "tensorboard").glob("*/events.*"))
+    assert "Sweep of inference parameters" in (out / "report.html").read_text()
+    prepared = request.evaluated.prepared
+    judged = EvaluateRequest(recipe=recipe, model=str(out), prepared=prepared, split="val")
+    evaluate(judged, str(tmp_path / "judged"), quiet=True)
+    found = loaded(tmp_path / "judged" / "report.json")["metrics"]
+    for name in ("precision", "recall", "f1", "f1_50_95", "native_dice", "balanced_accuracy"):
+        promised = new["metrics"].get(f"val/{name}")
+        if promised is not None:
+            assert found[name]["value"] == pytest.approx(promised, abs=1e-6), name
+
+
+def test_the_same_sweep_again_predicts_and_judges_nothing(tmp_path: Path) -> None:
+    recipe, model = made(tmp_path, "lung_classification")
+    request = sweep_of(recipe, model)
+    out = tmp_path / "out"
+    tune_inference(request, str(out), quiet=True)
+    names = ("best.json", "trials.parquet", "report.html", "model/model.json")
+    before = {name: (out / name).read_bytes() for name in names}
+    again = tune_inference(request, str(out), quiet=True)
+    assert again["counts"]["skipped_by_reason"] == {"already_done": 6}
+    assert {name: (out / name).read_bytes() for name in names} == before
+
+
+def test_a_metric_that_the_task_lacks_ends_before_the_sweep(tmp_path: Path) -> None:
+    import dataclasses
+
+    recipe, model = made(tmp_path, "lung_classification")
+    request = dataclasses.replace(sweep_of(recipe, model), objective=Objective("balanced_acuracy"))
+    with pytest.raises(ConfigError, match="did you mean 'balanced_accuracy'"):
+        tune_inference(request, str(tmp_path / "out"), quiet=True)
+    assert not (tmp_path / "out" / "best.json").exists()
+
+
+def sweep_of_trainings(data: Path, space: dict[str, Domain], **changes: Any) -> TuneRequest:
+    recipe, hparams = tiny(
+        "lung_classification", filters=(4, 8), epochs=changes.pop("epochs", 2), batch_size=2
+    )
+    training = Training(
+        recipe=recipe,
+        hparams=hparams,
+        options=TrainOptions(max_failures=0),
+        workers=Workers(num_workers=1),
+        prepared=open_prepared(str(data), recipe),
+        gates="on",
+    )
+    plain: dict[str, Any] = {
+        "search": "grid",
+        "points": tuple(grid_points(space)),
+        "stopper": "none",
+        "objective": recipe.learning.objective,
+        "trials": 2,
+        "concurrent": 2,
+    }
+    return TuneRequest(training=training, space=space, **{**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe, hparams = tiny("lung_classification", filters=(4, 8))
+    examples = {
+        name: shape_examples(6, size=16, num_classes=3, seed=seed)
+        for seed, name in enumerate(("train", "val"))
+    }
+    return write_prepared(tmp_path_factory.mktemp("lung"), recipe, hparams, examples)
+
+
+def test_trials_are_actors_of_their_own_with_train_ranks_of_their_own(
+    data: Path, tmp_path: Path
+) -> None:
+    """One of the three trials diverges: it is retried, marked, and the sweep goes on."""
+    import ray
+    from ray.util.state import list_actors
+
+    where = ray.get_runtime_context().gcs_address
+    before = {actor.actor_id for actor in list_actors(where, limit=1000)}
+    request = sweep_of_trainings(data, {"lr": Choice((1e-3, 1e-4, 1e30))}, epochs=3)
+    summary = tune_training(request, str(tmp_path), quiet=True)
+    known = list_actors(where, limit=1000, detail=True)
+    actors = [actor for actor in known if actor.actor_id not in before]
+    trials = [a for a in actors if "ImplicitFunc" in a.class_name or "run_trial" in a.class_name]
+    ranks = [a for a in actors if "RayTrainWorker" in a.class_name]
+    assert len(trials) >= 3
+    assert len(ranks) >= 3
+    assert len({a.pid for a in trials} & {a.pid for a in ranks}) == 0
+    rows = {row["lr"]: row for row in pq.read_table(tmp_path / "trials.parquet").to_pylist()}
+    assert [rows[lr]["status"] for lr in (1e-3, 1e-4, 1e30)] == ["done", "done", "failed"]
+    assert "not finite" in rows[1e30]["reason"]
+    best = loaded(tmp_path / "best.json")
+    assert best["value"] == max(rows[1e-3]["metric"], rows[1e-4]["metric"])
+    assert summary["counts"]["num_done"] == 2
+    won = loaded(tmp_path / "trials" / best["trial_id"] / "model" / "model.json")
+    assert loaded(tmp_path / "model" / "model.json")["weights_sha256"] == won["weights_sha256"]
+    report = (tmp_path / "report.html").read_text()
+    assert "Learning curves" in report
+    assert "not finite" in report
+
+
+def test_where_all_trials_fail_the_first_cause_is_named(data: Path, tmp_path: Path) -> None:
+    request = sweep_of_trainings(data, {"lr": Choice((1e30,))}, epochs=3)
+    with pytest.raises(MedrayError, match="1 of 1 trials failed, none is done: .*not finite"):
+        tune_training(request, str(tmp_path), quiet=True)
+    assert not (tmp_path / "best.json").exists()
+    assert loaded(tmp_path / "run.json")["status"] == "failed"
+
+
+def test_tpe_goes_on_where_it_was_and_asha_stops_trials(data: Path, tmp_path: Path) -> None:
+    space = {"lr": sweep_space()["lr"], "dropout": Choice((0.0, 0.3))}
+    request = sweep_of_trainings(
+        data, space, search="tpe", points=(), stopper="asha", trials=2, epochs=4
+    )
+    tune_training(request, str(tmp_path), quiet=True)
+    first = {row["trial_id"] for row in pq.read_table(tmp_path / "trials.parquet").to_pylist()}
+    import dataclasses
+
+    more = dataclasses.replace(request, trials=3)
+    summary = tune_training(more, str(tmp_path), quiet=True)
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert len(rows) == 3
+    assert first < {row["trial_id"] for row in rows}
+    assert summary["counts"]["skipped_by_reason"]["already_done"] == 2
+    assert {row["status"] for row in rows} <= {"done", "stopped"}
+
+
+def sweep_space() -> dict[str, Domain]:
+    return dict(tiny("lung_classification")[0].learning.search_space)
+
+
+def test_time_that_is_over_leaves_what_can_go_on(data: Path, tmp_path: Path) -> None:
+    request = sweep_of_trainings(data, {"lr": Choice((1e-3, 1e-4))}, epochs=500, time_budget_s=1.0)
+    with pytest.raises(MedrayError, match="no trial was finished in time"):
+        tune_training(request, str(tmp_path), quiet=True)
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"unfinished"}
+
+
+def test_a_killed_driver_costs_no_finished_trial(data: Path, tmp_path: Path) -> None:
+    """Of a seeded random search: the same trials, the same best one, nothing run twice."""
+    options = (
+        "--tiny --epochs 1 --search random --trials 3 --space lr --set filters=4,8 "
+        "--set batch_size=2 --stop none --quiet"
+    )
+    where = ["--data", str(data), "--out", str(tmp_path / "killed")]
+    words = ["tune", "lung_classification", *where, *options.split()]
+    command = [sys.executable, "-m", "medray.cli", *words]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    ledger = tmp_path / "killed" / ".medray" / "ledger" / "trials"
+    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    limit = time.monotonic() + 240
+    while not list(ledger.glob("*/*.json")) and time.monotonic() < limit:
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished = {path: path.stat().st_mtime_ns for path in ledger.glob("*/*.json")}
+    assert finished
+    assert not (tmp_path / "killed" / "run.json").exists()
+    subprocess.run(command, env=environment, check=True, timeout=400)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    run = loaded(tmp_path / "killed" / "run.json")
+    assert run["num_trials_run"] == 3 - len(finished)
+    recipe = tiny("lung_classification")[0]
+    points = random_points({"lr": recipe.learning.search_space["lr"]}, 3, seed=0)
+    rows = pq.read_table(tmp_path / "killed" / "trials.parquet").to_pylist()
+    assert {row["lr"] for row in rows} == {point["lr"] for point in points}
+    words[words.index("--out") + 1] = str(tmp_path / "clean")
+    subprocess.run([sys.executable, "-m", "medray.cli", *words], env=environment, check=True)
+    assert [loaded(tmp_path / name / "best.json")["value"] for name in ("killed", "clean")] == [
+        loaded(tmp_path / "clean" / "best.json")["value"]
+    ] * 2
+    killed, clean = (loaded(tmp_path / name / "best.json") for name in ("killed", "clean"))
+    assert killed["trial_id"] == clean["trial_id"]
