@@ -11,6 +11,18 @@ class YoloHparams(Protocol):
         """Side of the frame in pixels."""
 
     @property
+    def compat(self) -> Literal["none", "original"]:
+        """`original` for what the original did."""
+
+    @property
+    def box_gain(self) -> float:
+        """Weight of the boxes' overlap in the loss."""
+
+    @property
+    def objectness_gain(self) -> float:
+        """Weight of the objectness, at 640 pixels."""
+
+    @property
     def depth(self) -> float:
         """What multiplies the network's repeats."""
 

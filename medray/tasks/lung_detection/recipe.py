@@ -24,14 +24,15 @@ line, here by a cosine, with one warm-up for all weights. It chose by 0.1 mAP50 
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medray.boxes import pad_boxes, place_boxes
+from medray import yolo_detector as yolo
+from medray.boxes import place_boxes
 from medray.datasets import datalist, lung_pet_ct_dx, yolo_folder
 from medray.datasets.layouts import read_layout
 from medray.datasets.loading import plain_meta
@@ -40,12 +41,7 @@ from medray.errors import DataError
 from medray.learning import (
     Batch,
     Learning,
-    LogUniform,
     Objective,
-    Outputs,
-    Schedule,
-    Uniform,
-    stack_examples,
 )
 from medray.nn.yolo_hparams import check_yolo
 from medray.preprocess.display import quantise, stretch
@@ -58,7 +54,6 @@ from medray.volume import Image2D
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.optim import Optimizer
 
 CLASS_NAMES = ("tumour",)
 _AIR_HU, _MAX_HU = -1024, 3071
@@ -158,27 +153,23 @@ def recipe() -> Recipe[Hparams]:
         prepare_peak_factor=16.0,
         learning=Learning(
             model=model,
-            collate=collate,
+            collate=yolo.collate,
             augment=augment,
             inputs=inputs,
-            loss_sums=loss_sums,
-            loss_value=loss_value,
-            optimizer=optimizer,
-            adopt=adopt,
-            schedule=schedule,
-            probabilities=measures.probabilities,
-            measure=measures.measure,
+            loss_sums=yolo.loss_sums,
+            loss_value=yolo.loss_value,
+            optimizer=yolo.optimizer,
+            adopt=yolo.adopt,
+            schedule=yolo.schedule,
+            probabilities=yolo.probabilities,
+            measure=yolo.measure,
             metrics=measures.metrics,
-            choose=measures.choose,
+            choose=yolo.choose,
             baseline=measures.baseline,
             objective=Objective("map50_95", "max"),
-            decode=measures.decode,
-            search_space={
-                "lr": LogUniform(2e-4, 2e-2),
-                "box_gain": LogUniform(0.02, 0.2),
-                "mosaic": Uniform(0.0, 1.0),
-            },
-            sweep=measures.SWEEP,
+            decode=yolo.decode,
+            search_space=yolo.SEARCH_SPACE,
+            sweep=yolo.SWEEP,
         ),
     )
 
@@ -296,12 +287,6 @@ def _three(array: np.ndarray) -> np.ndarray:
     return array[..., :3] if array.ndim == 3 else np.repeat(array[..., None], 3, axis=-1)
 
 
-def collate(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the slices stacked and their boxes padded to one number."""
-    images = stack_examples([{"image": example["image"]} for example in examples])
-    return {**images, **pad_boxes(examples)}
-
-
 def is_grey(hp: Hparams) -> bool:
     """Tell whether the network sees HU, in place of three channels of bytes."""
     return hp.stream == "ct" and hp.pixels == "hu" and hp.compat == "none"
@@ -348,44 +333,3 @@ def model(hp: Hparams) -> "nn.Module":
     from medray.nn.yolo_system import network
 
     return network(hp, in_channels=3)
-
-
-def adopt(network: "nn.Module", content: bytes) -> str:
-    """Take over a published YOLOv5 v6 or v7 file; return what was left out."""
-    from medray.nn import yolo_weights
-
-    return yolo_weights.adopt(network, content)
-
-
-def loss_sums(outputs: Outputs, batch: Batch, hp: Hparams) -> "Tensor":
-    """Return the sums of the YOLO loss."""
-    from medray.losses.detection import padded_targets, yolo_sums
-
-    del hp
-    assert isinstance(outputs, dict)
-    return yolo_sums(outputs, padded_targets(batch["boxes"], batch["num_boxes"]))
-
-
-def loss_value(sums: "Tensor", hp: Hparams) -> "Tensor":
-    """Return the YOLO loss; the original's is multiplied by the number of images."""
-    from medray.losses.detection import YoloGains, yolo_value
-
-    gains = YoloGains(
-        box=hp.box_gain,
-        objectness=hp.objectness_gain,
-        image_px=hp.size,
-        times_images=hp.compat == "original",
-    )
-    return yolo_value(sums, gains)
-
-
-def optimizer(network: "nn.Module", hp: Hparams) -> "Optimizer":
-    """Return the chosen optimiser."""
-    from medray.nn.yolo_system import optimizer as made
-
-    return made(network, hp)
-
-
-def schedule(hp: Hparams) -> Schedule:
-    """Return a warm-up and a cosine."""
-    return Schedule(kind="cosine", floor=hp.lr / 100, warmup_steps=hp.warmup_steps)
