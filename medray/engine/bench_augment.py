@@ -12,6 +12,7 @@ from medray import storage
 from medray.datasets.loading import load_sample
 from medray.datasets.record import Record
 from medray.dicom.decoder import process_decoder
+from medray.engine.examples import batch_arrays
 from medray.engine.prepare_task import CountingReader
 from medray.engine.run import Run
 from medray.engine.source_tree import TreeOptions, read_tree
@@ -69,7 +70,7 @@ def _examples(work: Path, recipe: Recipe[Any]) -> Iterator[dict[str, np.ndarray]
             prepared = recipe.prepare(load_sample(record, reader), recipe.tiny_hparams)
         except DataError:
             continue  # a sheet shows what training sees
-        yield {n: a for n, a in prepared.arrays.items() if not n.startswith("native_")}
+        yield batch_arrays(prepared.arrays)
 
 
 def _shown(batch: Mapping[str, Any], number: int) -> dict[str, np.ndarray]:

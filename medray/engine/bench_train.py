@@ -12,7 +12,7 @@ import numpy as np
 from medray import storage
 from medray.datasets.split import SplitOptions
 from medray.engine.bench_measure import Measure
-from medray.engine.examples import decode_example
+from medray.engine.examples import batch_arrays, decode_example
 from medray.engine.package import Training
 from medray.engine.prepare import PrepareOptions, prepare
 from medray.engine.prepared import PreparedData, open_prepared
@@ -33,7 +33,6 @@ _EPOCHS = 6
 _WARM_EPOCHS = 2
 _PATIENTS, _SMALL_PATIENTS = 48, 16
 _STEPS, _WARM_STEPS = 10, 4
-_NOT_FOR_BATCHES = "native_"
 
 
 def rows(work: Path, recipe: Recipe[Any], *, small: bool, use_gpu: bool) -> Iterator[Measure]:
@@ -158,4 +157,4 @@ def _stepper(recipe: Recipe[Any], hparams: Any, device: Any, *, compiled: bool) 
 
 def _arrays(uri: str, row: dict[str, Any]) -> dict[str, np.ndarray]:
     arrays, _ = decode_example(storage.read_bytes(storage.join(uri, row["uri"])))
-    return {name: a for name, a in arrays.items() if not name.startswith(_NOT_FOR_BATCHES)}
+    return batch_arrays(arrays)

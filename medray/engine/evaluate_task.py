@@ -10,7 +10,7 @@ import torch
 
 from medray import storage
 from medray.engine.actor_pool import answer_block
-from medray.engine.examples import decode_example
+from medray.engine.examples import batch_arrays, decode_example
 from medray.engine.ledger import Ledger
 from medray.engine.predictor import Predictor
 from medray.learning import Prediction, Row, mask_threshold
@@ -98,8 +98,7 @@ def measured_row(
 ) -> Row:
     """Return what the task measures of one example's probabilities."""
     learning = predictor.recipe.learning
-    usable = {name: a for name, a in arrays.items() if not name.startswith("native_")}
-    collated = learning.collate([usable])
+    collated = learning.collate([batch_arrays(arrays)])
     batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}
     batch["label"] = torch.tensor([label])
     probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}

@@ -15,6 +15,7 @@ from medray.recipe import Prepared
 # One metadata entry alone: safetensors writes several in an order that differs between runs.
 _METADATA_KEY = "medray"
 _WHOLE_IMAGE_BOX = 0.95
+_NOT_FOR_BATCHES = "native_"
 
 EXAMPLES = pa.schema(
     [
@@ -63,6 +64,11 @@ def decode_example(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     return load(data), json.loads(header["__metadata__"][_METADATA_KEY])
+
+
+def batch_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what goes into batches: all but what serves evaluation on the original grid."""
+    return {n: array for n, array in arrays.items() if not n.startswith(_NOT_FOR_BATCHES)}
 
 
 def example_row(record: Record, prepared: Prepared, *, key: str, sha256: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ray.data import ExecutionOptions
 
 from medray.engine.checkpoint import newest_checkpoint
 from medray.engine.example_table import ExampleTable, reader
-from medray.engine.examples import decode_example
+from medray.engine.examples import batch_arrays, decode_example
 from medray.engine.order import Order, StreamPlan
 from medray.learning import stack_examples
 
@@ -27,8 +27,6 @@ _READ_CPUS = 0.25
 _BLOCK_BYTES = 32 << 20
 _MAX_STEPS_PER_BLOCK = 16
 _BLOCKS_PER_WORKER = 8
-# For evaluation on the original grid only; never part of a batch.
-_NOT_FOR_BATCHES = "native_"
 
 
 def _dataset(
@@ -128,7 +126,7 @@ def _rows_of(dataset: Any) -> Iterator[Loaded]:
 
 def _arrays(buffer: Any) -> Arrays:
     arrays, _ = decode_example(buffer.to_pybytes())
-    return {name: a for name, a in arrays.items() if not name.startswith(_NOT_FOR_BATCHES)}
+    return batch_arrays(arrays)
 
 
 @dataclass(slots=True, kw_only=True)

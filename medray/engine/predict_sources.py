@@ -30,7 +30,7 @@ class Case:
         key: the series_key; empty for a file, whose bytes name it.
         native_bytes: how large its decoded pixels are, about.
         modality: of the series; empty where the file does not say.
-        sop_uids: of the source's files, in their order; empty outside DICOM.
+        sop_uids: of the source's files, in their order; empty outside DICOM and for volumes.
         patient_id: of the series; only a challenge's table may carry it.
         flags: what the index says of the series.
         refusal: reason and sentence, empty if nothing speaks against it.
@@ -128,7 +128,7 @@ def find_cases(
             continue
         refusal = series_refusal(row, planar=planar)
         if refusal is None:
-            found.cases.append(_of_series(row))
+            found.cases.append(_of_series(row, planar=planar))
         else:
             run.counts.add(*refusal[:2])
             if refusal[0] == "rejected":
@@ -216,7 +216,8 @@ _VOLUMES = _FileKind("volume_file", VOLUME_SUFFIXES, (".gz", ".nrrd", ".mha"))
 _PLANAR = _FileKind("image_file", IMAGE_SUFFIXES, IMAGE_SUFFIXES)
 
 
-def _of_series(row: dict[str, Any]) -> Case:
+def _of_series(row: dict[str, Any], *, planar: bool) -> Case:
+    """Return the case of a series; headers are parsed only where images are named one by one."""
     files = tuple(FileRef(item["uri"], item["bytes"], item["stamp"]) for item in row["instances"])
     return Case(
         key=row["series_key"],
@@ -228,7 +229,9 @@ def _of_series(row: dict[str, Any]) -> Case:
         ),
         native_bytes=2 * row["rows"] * row["columns"] * row["num_slices"],
         modality=row["modality"],
-        sop_uids=tuple(item.header.sop_uid for item in unpack_instances(row["instances"])),
+        sop_uids=tuple(item.header.sop_uid for item in unpack_instances(row["instances"]))
+        if planar
+        else (),
         patient_id=row["patient_id"],
         flags=tuple(row["flags"]),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medray.engine.examples import batch_arrays
 from medray.engine.train_step import autocast, use_precision
 from medray.engine.weights import load_weights, read_model_json
 from medray.errors import ConfigError, DataError
@@ -66,8 +67,7 @@ class Predictor:
             DataError: model_output_invalid where the network gives NaN or infinity.
         """
         learning = self.recipe.learning
-        usable = [{"image": e["image"], **_inputs_only(e)} for e in examples]
-        arrays = learning.collate(usable)
+        arrays = learning.collate([batch_arrays(example) for example in examples])
         batch: Batch = {n: torch.from_numpy(a).to(self.device) for n, a in arrays.items()}
         with torch.no_grad():
             inputs = learning.inputs(batch, self.hparams)
@@ -89,11 +89,6 @@ class Predictor:
         """Return what the probabilities mean in the terms of the original image."""
         learning = self.recipe.learning
         return learning.decode(probabilities, facts, self.hparams, self.inference)
-
-
-def _inputs_only(example: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return further arrays of an example that are not for evaluation alone."""
-    return {n: a for n, a in example.items() if n != "image" and not n.startswith("native_")}
 
 
 def model_hparams(recipe: Recipe[Any], facts: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from medray.verbs.options import (
     Tiny,
     conclude,
     gates_setting,
+    with_epochs,
     with_ray,
 )
 
@@ -54,7 +55,7 @@ def train(
     """
     if keep not in {"best", "all"}:
         raise ConfigError(f"--keep must be best or all, got {keep!r}")
-    settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
+    settings = with_epochs(set_, epochs)
     training = checked_training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
     # Before Ray starts: importing Ray Train turns Ray's narration on again.
     from medray.engine.train import TrainRequest

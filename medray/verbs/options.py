@@ -52,6 +52,11 @@ def conclude(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -
         raise typer.Exit(EXIT_REJECTS)
 
 
+def with_epochs(items: Sequence[str] | None, epochs: int) -> list[str]:
+    """Return the settings, and among them what --epochs stands for."""
+    return [*(items or ()), *([f"epochs={epochs}"] if epochs else [])]
+
+
 def gates_setting(items: Sequence[str]) -> tuple[str, list[str]]:
     """Take `gates=...` out of the settings; the rest are hyperparameters."""
     gates = [item.partition("=")[2] for item in items if item.startswith("gates=")]

@@ -19,6 +19,7 @@ from medray.verbs.options import (
     Tiny,
     conclude,
     gates_setting,
+    with_epochs,
     with_ray,
 )
 
@@ -47,7 +48,7 @@ def run(
 
     Example: medray run pancreas_segmentation --data /data/pancreas --out /data/run --tiny
     """
-    settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
+    settings = with_epochs(set_, epochs)
     plan = _plan(task, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
     plan = replace(plan, data=data, labels=labels, layout=layout)
     # Before Ray starts: importing Ray Train turns Ray's narration on again.

@@ -21,6 +21,7 @@ from medray.verbs.options import (
     Task,
     Tiny,
     conclude,
+    with_epochs,
     with_ray,
 )
 
@@ -72,7 +73,7 @@ def tune(
     Example: medray tune pancreas_segmentation --data /data/prepared --out /data/tune --tiny
     """
     wanted = Wanted(tuple(space or ()), trials, concurrent, search, stop, metric, time_budget, seed)
-    settings = [*(set_ or []), *([f"epochs={epochs}"] if epochs else [])]
+    settings = with_epochs(set_, epochs)
     if inference:
         extra = [*settings, *(["--tiny"] if tiny else [])]
         action = _inference(task, data, model, wanted, gpu=gpu, extra=extra)

@@ -93,12 +93,15 @@ def submission(images: Sequence[Mapping[str, Any]], inference: Mapping[str, Any]
 
     how = str(inference.get("aggregation", breast_rows.AGGREGATIONS[0]))
     threshold = float(inference.get("threshold", breast_rows.DEFAULT_THRESHOLD))
-    found = {}
-    for unit in sorted({(str(one["patient_id"]), str(one["laterality"])) for one in images}):
-        own = [one for one in images if (str(one["patient_id"]), str(one["laterality"])) == unit]
-        scores = breast_rows.aggregate([{**one, "label": -1} for one in own], how).scores
-        found[unit] = float(scores[0] >= threshold)
-    return mammography_csv(found)
+    breasts: dict[tuple[str, str], list[Row]] = {}
+    for one in images:
+        unit = (str(one["patient_id"]), str(one["laterality"]))
+        breasts.setdefault(unit, []).append({**one, "label": -1})
+    decisions = {
+        unit: float(breast_rows.aggregate(rows, how).scores[0] >= threshold)
+        for unit, rows in breasts.items()
+    }
+    return mammography_csv(decisions)
 
 
 SWEEP = InferenceSweep(
