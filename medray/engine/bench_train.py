@@ -24,6 +24,7 @@ from medray.engine.train_step import (
     precision_of,
     use_precision,
     use_threads,
+    wants_channels_last,
     weights_channels_last,
 )
 from medray.recipe import Recipe
@@ -137,7 +138,7 @@ def _stepper(recipe: Recipe[Any], hparams: Any, device: Any, *, compiled: bool) 
     use_precision(precision)
     torch.manual_seed(hparams.seed)
     module = recipe.model(hparams).to(device).train()
-    channels_last = compiled or device.type == "cpu"
+    channels_last = wants_channels_last(options, device)
     if channels_last:
         weights_channels_last(module)
     learning = recipe.learning

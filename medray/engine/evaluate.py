@@ -9,14 +9,13 @@ from typing import Any
 import pyarrow as pa
 
 from medray import storage
-from medray.engine.actor_pool import Pool, map_with_actors
-from medray.engine.data import Item
+from medray.engine.actor_pool import Pool
 from medray.engine.evaluate_page import write_page
 from medray.engine.evaluate_task import EvaluateActor
-from medray.engine.ledger import Ledger, content_key, result_record
+from medray.engine.example_pool import ExamplePlan, rows_of_examples
+from medray.engine.ledger import Ledger, content_key
 from medray.engine.predictor import model_hparams
 from medray.engine.prepared import PreparedData
-from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED
 from medray.engine.weights import read_checked_weights, read_model_json
@@ -27,8 +26,6 @@ from medray.recipe import Recipe
 
 _RESAMPLES = 1000
 _SEED = 0
-# A model, its activations and one case on its original grid.
-_ACTOR_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +45,15 @@ class EvaluateRequest:
     prepared: PreparedData
     split: str
     use_gpu: bool = False
+
+    def actor_settings(self, ledger: Ledger) -> dict[str, Any]:
+        """Return what every actor needs that predicts these examples."""
+        return {
+            "recipe": self.recipe,
+            "model": self.model,
+            "device": "cuda" if self.use_gpu else "cpu",
+            "ledger": ledger.uri,
+        }
 
 
 def evaluate(request: EvaluateRequest, out: str, *, quiet: bool = False) -> dict[str, Any]:
@@ -113,58 +119,18 @@ def _measure(
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Measure every example that is not measured yet; return rows and rejects, sorted by key."""
     ledger = Ledger(run.state("ledger"))
-    known = ledger.read()
-    found: list[Row] = []
-    items = []
-    for row in rows:
-        key = content_key(row["key"], row["sha256"], facts["weights_sha256"], facts["inference"])
-        if key in known:
-            found.append(known[key])
-            run.counts.add("skipped", "already_done")
-        else:
-            items.append(example_item(request.prepared.uri, row, key))
-    rejected = []
-    with run.stage("evaluate") as stage, Progress("evaluate", len(items), quiet=quiet) as bar:
-        pool = Pool(actor=EvaluateActor, settings=_settings(run, request), use_gpu=request.use_gpu)
-        for result in map_with_actors(items, pool):
-            cost = result["cost"]
-            stage.saw(peak_memory_bytes=cost["peak_memory_bytes"])
-            run.counts.add("rejected" if result["reason"] else "done", result["reason"])
-            bar.advance(rejected=bool(result["reason"]))
-            if result["reason"]:
-                rejected.append({**result, "stage": "evaluate", "uri": "", "series_uid": ""})
-            else:
-                found.append(result_record(result))
-    by_key = sorted(found, key=lambda row: str(row["key"]))
-    return by_key, sorted(rejected, key=lambda row: str(row["key"]))
-
-
-def _settings(run: Run, request: EvaluateRequest) -> dict[str, Any]:
-    return {
-        "recipe": request.recipe,
-        "model": request.model,
-        "device": "cuda" if request.use_gpu else "cpu",
-        "ledger": run.state("ledger"),
-        "tiles": run.state("tiles"),
-    }
-
-
-def example_item(uri: str, row: Mapping[str, Any], work_key: str) -> Item:
-    """Return an example of a prepared data set as work for an actor."""
-    return Item(
-        key=row["key"],
-        payload={
-            "key": row["key"],
-            "work_key": work_key,
-            "uri": storage.join(uri, row["uri"]),
-            "sha256": row["sha256"],
-            "label": row["label"],
-            "patient_id": row["patient_id"],
-            "split": row["split"],
-        },
-        work_bytes=1,
-        peak_bytes=_ACTOR_BYTES,
+    settings = {**request.actor_settings(ledger), "tiles": run.state("tiles")}
+    plan = ExamplePlan(
+        stage="evaluate",
+        uri=request.prepared.uri,
+        pool=Pool(actor=EvaluateActor, settings=settings, use_gpu=request.use_gpu),
+        ledger=ledger,
+        key_of=lambda row: content_key(
+            row["key"], row["sha256"], facts["weights_sha256"], facts["inference"]
+        ),
+        counts=run.counts,
     )
+    return rows_of_examples(run, plan, rows, quiet=quiet)
 
 
 def make_report(

@@ -33,6 +33,7 @@ from medray.engine.train_step import (
     precision_of,
     use_precision,
     use_threads,
+    wants_channels_last,
     weights_channels_last,
 )
 from medray.engine.weights import start_from
@@ -346,9 +347,7 @@ def _stepper(job: TrainJob, device: torch.device, precision: str) -> Stepper:
     cuda = device.type == "cuda"
     if cuda and options.sync_norm and job.workers.num_workers > 1:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-    channels_last = options.channels_last == "on"
-    if options.channels_last == "auto":
-        channels_last = options.compile or not cuda
+    channels_last = wants_channels_last(options, device)
     if channels_last:
         weights_channels_last(module)
     network: nn.Module = ray.train.torch.prepare_model(module)

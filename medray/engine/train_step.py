@@ -86,6 +86,13 @@ def _channels_last(value: "Tensor") -> "Tensor":
     return value if wanted is None else value.contiguous(memory_format=wanted)
 
 
+def wants_channels_last(options: TrainOptions, device: torch.device) -> bool:
+    """Tell whether channels are put innermost; on a GPU that alone costs time, compiled it pays."""
+    if options.channels_last == "auto":
+        return options.compile or device.type != "cuda"
+    return options.channels_last == "on"
+
+
 def weights_channels_last(module: "nn.Module") -> None:
     """Put the channels of all kernels innermost; `Module.to` knows one number of axes at a time."""
     for parameter in module.parameters():

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 
 from medray import storage
-from medray.engine.actor_pool import Pool, answer_block, map_with_actors
-from medray.engine.evaluate import EvaluateRequest, example_item
+from medray.engine.actor_pool import Pool, answer_block
+from medray.engine.evaluate import EvaluateRequest
 from medray.engine.evaluate_task import measured_row
+from medray.engine.example_pool import ExamplePlan, rows_of_examples
 from medray.engine.examples import decode_example
-from medray.engine.ledger import Ledger, content_key, result_record
+from medray.engine.ledger import Ledger, content_key
 from medray.engine.predictor import Predictor
-from medray.engine.progress import Progress
 from medray.engine.run import Counts, Run
 from medray.engine.weights import read_model_json
 from medray.learning import Row
@@ -72,36 +72,17 @@ def collect_rows(
         quiet: no progress.
     """
     weights_sha256 = read_model_json(request.model)["weights_sha256"]
-    recipe, prepared = request.recipe, request.prepared
     ledger = Ledger(run.state("ledger", "rows"))
-    known = ledger.read()
-    raw = dict(recipe.learning.sweep.raw)
-    found: list[Row] = []
-    items = []
-    for row in prepared.split(request.split):
-        key = content_key(_FORMAT, row["key"], row["sha256"], weights_sha256, raw, surveyed)
-        if key in known:
-            found.append(known[key])
-            counts.add("skipped", "already_done")
-        else:
-            items.append(example_item(prepared.uri, row, key))
-    settings = {
-        "recipe": recipe,
-        "model": request.model,
-        "device": "cuda" if request.use_gpu else "cpu",
-        "ledger": ledger.uri,
-        "surveyed": surveyed,
-    }
-    rejected = []
-    with run.stage("predict") as stage, Progress("predict", len(items), quiet=quiet) as bar:
-        pool = Pool(actor=CollectActor, settings=settings, use_gpu=request.use_gpu)
-        for result in map_with_actors(items, pool):
-            stage.saw(peak_memory_bytes=result["cost"]["peak_memory_bytes"])
-            counts.add("rejected" if result["reason"] else "done", result["reason"])
-            bar.advance(rejected=bool(result["reason"]))
-            if result["reason"]:
-                rejected.append({**result, "stage": "predict", "uri": "", "series_uid": ""})
-            else:
-                found.append(result_record(result))
-    by_key = sorted(found, key=lambda row: str(row["key"]))
-    return by_key, sorted(rejected, key=lambda row: str(row["key"]))
+    raw = dict(request.recipe.learning.sweep.raw)
+    settings = {**request.actor_settings(ledger), "surveyed": surveyed}
+    plan = ExamplePlan(
+        stage="predict",
+        uri=request.prepared.uri,
+        pool=Pool(actor=CollectActor, settings=settings, use_gpu=request.use_gpu),
+        ledger=ledger,
+        key_of=lambda row: content_key(
+            _FORMAT, row["key"], row["sha256"], weights_sha256, raw, surveyed
+        ),
+        counts=counts,
+    )
+    return rows_of_examples(run, plan, request.prepared.split(request.split), quiet=quiet)

@@ -192,12 +192,15 @@ def test_duplicates_with_equal_bytes_count_once_and_others_are_a_conflict(tmp_pa
 
 
 def test_work_happens_in_tasks_of_other_processes(converted):
+    import ray
     from ray.util.state import list_tasks
 
+    address = ray.get_runtime_context().gcs_address
+    tasks = list_tasks(address=address, limit=1000, detail=True)
     pids = {
         task.worker_pid
         for name in ("convert_series", "read_headers", "judge_series")
-        for task in list_tasks(limit=1000, detail=True)
+        for task in tasks
         if name in task.name and task.worker_pid
     }
     assert pids

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from medray.engine import evaluate as engine
+from medray.engine import example_pool
 from medray.engine.evaluate import EvaluateRequest, evaluate
 from medray.engine.examples import decode_example
 from medray.engine.predictor import Predictor
@@ -97,7 +98,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "map_with_actors", answers_in_process)
+    monkeypatch.setattr(example_pool, "map_with_actors", answers_in_process)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def masks_out(masks: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classes_out(classes: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("classes-out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "map_with_actors", answers_in_process)
+        patch.setattr(example_pool, "map_with_actors", answers_in_process)
         evaluate(classes.request(), str(out), quiet=True)
     return out
 
