@@ -30,9 +30,11 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-# pytest comes last, so that its summary closes the log
+# One Ray at a time, everything else on all cores; both run, whatever the first one says.
+SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not ray" $(SPREAD); rest=$$?; \
+		$(BIN)/python -m pytest -m ray && exit $$rest
 
 fast: setup
 	@$(BIN)/python -m pytest -m "not ray and not slow" tests/unit tests/test_architecture.py tests/test_readme.py

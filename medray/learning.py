@@ -107,6 +107,7 @@ class InferenceSweep:
 
     Attributes:
         space: names of inference parameters to what may be tried.
+        on_request: further ones, swept only where they are named; not every model has them.
         objective: by what they are chosen; None means the training's.
         raw: inference parameters under which predictions keep all that a sweep may remove later,
             e.g. boxes before their suppression. Of those that are hyperparameters too, a package's
@@ -121,6 +122,7 @@ class InferenceSweep:
     """
 
     space: Mapping[str, Domain] = field(default_factory=dict)
+    on_request: Mapping[str, Domain] = field(default_factory=dict)
     objective: Objective | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     survey: (

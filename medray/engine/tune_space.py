@@ -49,9 +49,12 @@ def inference_space(recipe: Recipe[Any], texts: Sequence[str]) -> dict[str, Doma
     Raises:
         ConfigError: as `training_space`; the task has no inference parameter.
     """
-    known = recipe.learning.sweep.space
-    if not known:
+    sweep = recipe.learning.sweep
+    if not sweep.space:
         raise ConfigError(f"{recipe.name} has no inference parameters to sweep")
+    if not texts:
+        return dict(sweep.space)
+    known = {**sweep.space, **sweep.on_request}
     return chosen_space(known, texts, {name: type(_ends(d)[0]) for name, d in known.items()})
 
 

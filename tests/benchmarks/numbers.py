@@ -39,6 +39,10 @@ OVERFIT = (
 )  # fmt: skip
 # Chest radiographs through the mammogram's network: another body part, nothing but other data.
 CHEST = ("height=64", "width=64", "epochs=20")
+# Points of thresholds, suppression and box size, judged on predictions that are made once.
+POINTS = {"pancreas_segmentation": 200, "lung_classification": 200, "lung_detection": 200}
+# Eight small trainings, once one after the other and once two at a time, one thread each.
+TRIALS = "--tiny --set view=box --epochs 6 --search random --trials 8 --stop none --space lr"
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -55,7 +59,7 @@ def main() -> int:
         sys.stdout.write("MEDRAY_TEST_DATA is not set: the numbers of real files are left out\n")
     sections = engine_sections(options.kills)
     sections = {name: [*words, "--out", str(out / name)] for name, words in sections.items()}
-    sections |= learning_sections(out, data)
+    sections |= learning_sections(out, data) | tuning_sections(out)
     for folder in CORPUS if data else ():
         source = str(Path(data) / folder)
         sections[f"corpus-{folder}"] = ["convert", source, "--out", str(out / f"corpus-{folder}")]
@@ -91,6 +95,22 @@ def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
         words = ["run", "lung_classification", "--data", shapes, "--out", done, "--tiny", *settings]
         sections["learn-adrenal"] = words
         sections |= real_images(out, Path(data))
+    return sections
+
+
+def tuning_sections(out: Path) -> dict[str, list[str]]:
+    """Return the sweeps; they follow the trainings whose data and models they take."""
+    sections = {}
+    for task, points in POINTS.items():
+        done = out / f"learn-{task}"
+        words = ["tune", task, "--inference", "--model", str(done / "train")]
+        words += ["--data", str(done / "prepare"), "--search", "random", "--trials", str(points)]
+        sections[f"tune-points-{task}"] = [*words, "--out", str(out / f"tune-points-{task}")]
+    prepared = str(out / "learn-lung_classification" / "prepare")
+    for number in (1, 2):
+        name = f"tune-concurrent-{number}"
+        words = ["tune", "lung_classification", "--data", prepared, *TRIALS.split()]
+        sections[name] = [*words, "--concurrent", str(number), "--out", str(out / name)]
     return sections
 
 
@@ -241,6 +261,24 @@ def learning_rows(record: dict) -> list[str]:
     return lines
 
 
+def tuning_rows(record: dict) -> list[str]:
+    """Return what a sweep chose, and the seconds of its stages without Ray's start."""
+    summary = record["summary"]
+    best, stages = summary["best"], summary["stages"]
+    seconds = ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in stages.items())
+    params = ", ".join(f"{name} {_short(value)}" for name, value in best["params"].items())
+    number = best.get("num_points") or best["num_trials"]
+    ends = best["ci95"] or (None, None)
+    lines = [f"{number} points. Seconds: {seconds}.", ""]
+    held = f"; of patients left out {_n(best['held_out'])}" if "held_out" in best else ""
+    between = f"({_n(ends[0])} to {_n(ends[1])})"
+    return [*lines, f"Best {best['metric']} {_n(best['value'])} {between}{held}: {params}"]
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _n(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -253,7 +291,7 @@ def corpus_rows(record: dict) -> list[str]:
     return [f"{numbers}: {reasons}"]
 
 
-_ROWS = {"chaos": chaos_rows, "phantom": phantom_rows, "learn": learning_rows}
+_ROWS = {"chaos": chaos_rows, "phantom": phantom_rows, "learn": learning_rows, "tune": tuning_rows}
 
 
 if __name__ == "__main__":

@@ -76,6 +76,12 @@ def test_inference_parameters_are_named_too():
         inference_space(MASKS, ["treshold=uniform(0.2,0.4)"])
 
 
+def test_a_parameter_that_not_every_model_has_is_swept_only_where_it_is_named():
+    joint = get_recipe("pancreas_classification")
+    assert set(inference_space(joint, [])) == {"threshold"}
+    assert len(inference_space(joint, ["mask_threshold"])["mask_threshold"].values) == 31
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_spaces_of_every_task_hold(task):
     recipe = get_recipe(task)

@@ -119,8 +119,8 @@ def _columns(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 SWEEP = InferenceSweep(
-    space={
-        "threshold": Choice(tuple(k / 50 for k in range(1, 50))),
-    },
+    space={"threshold": Choice(tuple(k / 50 for k in range(1, 50)))},
+    # Of the joint network alone: --space mask_threshold --metric dice
+    on_request={"mask_threshold": Choice(tuple(k / 32 for k in range(1, 32)))},
     objective=Objective("balanced_accuracy", "max"),
 )
