@@ -23,7 +23,7 @@ def main() -> int:
     began = time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     _say("A local Ray starts; everything below runs as its tasks.")
-    with ray_session(None):
+    with ray_session(None, trains=True):
         codes = _phantoms(root) + _real(root) + _learn(root) + _tune(root)
     _finish(root, time.monotonic() - began)
     return 0 if set(codes) <= _GOOD_CODES else 1

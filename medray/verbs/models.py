@@ -62,7 +62,9 @@ def train(
     from medray.engine.train import train as run_train
 
     request = TrainRequest(training=training, weights=weights, keep=keep)
-    summary = with_ray(lambda: run_train(request, out, quiet=quiet), address=address, debug=debug)
+    summary = with_ray(
+        lambda: run_train(request, out, quiet=quiet), address=address, debug=debug, trains=True
+    )
     conclude(summary, out, as_json=as_json, quiet=quiet)
 
 

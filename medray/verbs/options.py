@@ -33,12 +33,16 @@ Tiny = Annotated[bool, typer.Option("--tiny", help="The recipe's small preset.")
 
 
 def with_ray(
-    action: Callable[[], dict[str, Any]], *, address: str | None, debug: bool
+    action: Callable[[], dict[str, Any]],
+    *,
+    address: str | None,
+    debug: bool,
+    trains: bool = False,
 ) -> dict[str, Any]:
-    """Run an action with Ray."""
+    """Run an action with Ray; say where Ray Train will run."""
     from medray.engine.cluster import ray_session
 
-    with ray_session(address, debug=debug):
+    with ray_session(address, debug=debug, trains=trains):
         return action()
 
 

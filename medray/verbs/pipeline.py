@@ -56,7 +56,10 @@ def run(
 
     say = _silent if quiet else typer.echo
     summary = with_ray(
-        lambda: run_pipeline(plan, out, say, quiet=quiet), address=address, debug=debug
+        lambda: run_pipeline(plan, out, say, quiet=quiet),
+        address=address,
+        debug=debug,
+        trains=True,
     )
     conclude(summary, out, as_json=as_json, quiet=quiet)
 

@@ -84,7 +84,9 @@ def tune(
             task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu
         )
         action = _training(training, wanted)
-    summary = with_ray(lambda: action(out, quiet=quiet), address=address, debug=debug)
+    summary = with_ray(
+        lambda: action(out, quiet=quiet), address=address, debug=debug, trains=not inference
+    )
     _print_best(summary["best"], out, quiet=quiet)
     conclude(summary, out, as_json=as_json, quiet=quiet)
 

@@ -25,9 +25,6 @@ STILL = {"flip": 0.0, "scale": 0.0, "rotate_deg": 0.0}
 @pytest.fixture(scope="module")
 def ray_with_state() -> Iterator[None]:
     """A local Ray whose state API can be asked."""
-    import os
-
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"
     with local_ray_of(num_cpus=4, dashboard=True):
         yield
 
