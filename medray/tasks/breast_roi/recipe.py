@@ -160,7 +160,7 @@ def tiny_hparams() -> Hparams:
         scale=0.25,
         lr=3e-3,
         warmup_steps=50,
-        epochs=40,
+        epochs=24,
         batch_size=8,
     )
 

@@ -186,7 +186,7 @@ def tiny_hparams() -> Hparams:
         scale=0.1,
         lr=4e-3,
         warmup_steps=50,
-        epochs=16,
+        epochs=12,
         batch_size=8,
     )
 

@@ -154,7 +154,7 @@ def recipe() -> Recipe[Hparams]:
         transform_version=2,
         hparams=Hparams(),
         tiny_hparams=Hparams(
-            size=48, spacing_mm=5.0, filters=(4, 8, 16, 32), lr=5e-3, epochs=16, batch_size=2
+            size=48, spacing_mm=5.0, filters=(4, 8, 16, 32), lr=5e-3, epochs=12, batch_size=2
         ),
         prepare_fields=("grid", "size", "spacing_mm", "mask_value", "compat"),
         records=records,

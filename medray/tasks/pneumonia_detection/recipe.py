@@ -175,9 +175,9 @@ def _tiny() -> Hparams:
         anchors_per_image=32,
         rois_per_image=16,
         lr=0.01,
-        every=12,
+        every=9,
         warmup_steps=20,
-        epochs=16,
+        epochs=12,
         batch_size=4,
     )
 
