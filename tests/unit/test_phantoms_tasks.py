@@ -110,7 +110,7 @@ def test_thresholds_and_blobs_do_not_solve_it(task, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_thresholds_and_blobs_do_not_solve_other_seeds(task, seed, tmp_path):
     module = phantom_of(task)
     module.write_phantom(tmp_path, num_patients=12, seed=seed, defects=False, size="small")

@@ -390,6 +390,19 @@ while True:
 """
 
 
+def _stop_in_mid_write(writer, folder):
+    """Halt a process while a temporary file of its lies there, and not a moment later."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        writer.send_signal(signal.SIGSTOP)
+        # a signal is delivered soon, not at once
+        time.sleep(0.002)
+        if any(name.endswith(TEMP_SUFFIX) for name in os.listdir(folder)):
+            return
+        writer.send_signal(signal.SIGCONT)
+        time.sleep(0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_writer_leaves_no_partial_file(tmp_path):
@@ -401,6 +414,7 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path):
         )
         assert writer.stdout.readline() == b"ready\n"
         time.sleep(chance.uniform(0.02, 0.25))
+        _stop_in_mid_write(writer, tmp_path)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
@@ -411,7 +425,7 @@ def test_a_killed_writer_leaves_no_partial_file(tmp_path):
         temps += len(present)
         assert storage.sweep_temps(str(tmp_path)) == len(present)
     assert seen > 0
-    assert temps > 0
+    assert temps == 8, "a kill came between two writes"
 
 
 def test_sweep_takes_only_our_temporary_files(tmp_path):

@@ -175,9 +175,9 @@ def _tiny() -> Hparams:
         anchors_per_image=32,
         rois_per_image=16,
         lr=0.01,
-        every=9,
+        every=12,
         warmup_steps=20,
-        epochs=12,
+        epochs=14,
         batch_size=4,
     )
 
