@@ -30,14 +30,15 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+SPREAD := --numprocesses logical --maxprocesses 8 --dist worksteal
+
 # One Ray at a time, everything else on all cores; both run, whatever the first one says.
-SPREAD := --numprocesses logical --maxprocesses 8 --dist loadfile
 test: check
 	@$(BIN)/python -m pytest -m "not ray" $(SPREAD); rest=$$?; \
 		$(BIN)/python -m pytest -m ray && exit $$rest
 
 fast: setup
-	@$(BIN)/python -m pytest -m "not ray and not slow" tests/unit tests/test_architecture.py tests/test_readme.py
+	@$(BIN)/python -m pytest -m "not ray and not slow" $(SPREAD) tests/unit tests/test_*.py
 
 numbers: setup
 	@$(BIN)/python -m tests.benchmarks.numbers --out numbers-out

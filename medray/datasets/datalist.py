@@ -1,9 +1,10 @@
 """The generic layout: `datalist.json` in the MONAI/Decathlon form.
 
 Lists `training`, `validation` and `test` of `{image, label, patient_id}`; paths are relative to the
-file. `image` is a DICOM folder or file, NIfTI, NRRD, MHA, PNG or JPEG; `label` a class (index or
-name), the path of a mask, or a list of boxes `[x0, y0, x1, y1]` in pixels. `mask` beside a class
-gives both. With `training` alone the split is made by medray.
+file, or to the data where the list lies elsewhere (`--labels`). `image` is a DICOM folder or file,
+NIfTI, NRRD, MHA, PNG or JPEG; `label` a class (index or name), the path of a mask, or a list of
+boxes `[x0, y0, x1, y1]` in pixels. `mask` beside a class gives both. With `training` alone the
+split is made by medray.
 """
 
 import json
@@ -44,7 +45,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Every file below the datalist's folder by relative path."""
+    """Every file by the path that a row would name it by."""
 
     plain: Mapping[str, FileRef]
     dicom: Mapping[str, Placed]
@@ -108,14 +109,20 @@ def _document(tree: SourceTree, uri: str) -> dict[str, Any]:
 
 
 def _index_files(tree: SourceTree, folder: str) -> _Files:
-    plain = {relative_path(file.uri, folder): file for file in tree.files}
+    data = tree.root.rpartition("/")[0] if tree.root.endswith(".json") else tree.root
+
+    def place(uri: str) -> str:
+        path = relative_path(uri, folder)
+        return relative_path(uri, data) if path == relative_path(uri, "/") else path
+
+    plain = {place(file.uri): file for file in tree.files}
     placed = [
-        Placed(item.series, item.instance, relative_path(item.instance.file.uri, folder))
+        Placed(item.series, item.instance, place(item.instance.file.uri))
         for item in placed_instances(tree)
     ]
     series = []
     for stack in sorted(tree.series, key=lambda item: item.series_key):
-        path = relative_path(stack.instances[0].file.uri, folder)
+        path = place(stack.instances[0].file.uri)
         series.append((posixpath.dirname(path), stack))
     return _Files(plain, {item.path: item for item in placed}, series)
 

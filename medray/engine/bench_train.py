@@ -110,7 +110,7 @@ def _resident(
     import torch
 
     device = torch.device("cuda" if use_gpu else "cpu")
-    use_threads(device, 1)
+    use_threads(device, 1, prepared.example_bytes * hparams.batch_size)
     stepper = _stepper(recipe, hparams, device, compiled=use_gpu)
     learning = recipe.learning
     shown = prepared.split("train")[: hparams.batch_size]

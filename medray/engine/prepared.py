@@ -1,7 +1,9 @@
 """A prepared data set as training sees it: checked against its task, and its gates. No Ray."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +37,25 @@ class PreparedData:
         return tuple(row for row in self.rows if row["split"] in _TRAINED_ON[name])
 
     @property
+    def example_bytes(self) -> int:
+        """Mean size of a training example's arrays in memory."""
+        rows = self.split("train")
+        return int(sum(_array_bytes(row) for row in rows) / max(1, len(rows)))
+
+    @property
     def sha256(self) -> str:
         """Digest of the examples' own digests: it names the content."""
         import hashlib
 
         lines = "".join(f"{row['key']} {row['sha256']} {row['split']}\n" for row in self.rows)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _array_bytes(row: Mapping[str, Any]) -> int:
+    import numpy as np
+
+    shapes, dtypes = json.loads(row["shapes"]), json.loads(row["dtypes"])
+    return sum(math.prod(shapes[n]) * np.dtype(dtypes[n]).itemsize for n in shapes)
 
 
 def open_prepared(uri: str, recipe: Recipe[Any]) -> PreparedData:

@@ -21,7 +21,6 @@ from medray.engine.checkpoint import Checkpoint, name_of, read_checkpoint
 from medray.engine.example_table import example_table
 from medray.engine.feed import data_config, stream_factory, whole_split
 from medray.engine.package import Training, write_package
-from medray.engine.prepared import PreparedData
 from medray.engine.progress import EpochProgress
 from medray.engine.run import Run
 from medray.engine.train_job import TrainJob
@@ -158,7 +157,7 @@ def _fit(request: TrainRequest, out: str, *, quiet: bool) -> dict[str, Any]:
         "train": example_table(prepared.uri, prepared.split("train"), shuffle_seed=shuffle_seed),
         "val": example_table(prepared.uri, prepared.split("val")),
     }
-    example_bytes = _example_bytes(prepared)
+    example_bytes = prepared.example_bytes
     board = None if quiet else ProgressBoard.remote()  # type: ignore[attr-defined]
     job = TrainJob(
         out=out,
@@ -170,6 +169,7 @@ def _fit(request: TrainRequest, out: str, *, quiet: bool) -> dict[str, Any]:
         cache=_cache(options.cache, example_bytes * len(tables["train"]), workers),
         weights=request.weights,
         keep_all=request.keep == "all",
+        batch_bytes=example_bytes * training.hparams.batch_size,
         share=request.share,
         token=secrets.token_hex(8),
         board=board,
@@ -260,19 +260,6 @@ def state_folder(out: str) -> Iterator[str]:
             shutil.rmtree(place, ignore_errors=True)
         return
     yield storage.join(out, ".medray", f"ray-{secrets.token_hex(4)}")
-
-
-def _example_bytes(prepared: PreparedData) -> int:
-    """Return the mean size of an example's arrays in memory."""
-    import json
-
-    import numpy as np
-
-    sizes = []
-    for row in prepared.split("train"):
-        shapes, dtypes = json.loads(row["shapes"]), json.loads(row["dtypes"])
-        sizes.append(sum(math.prod(shapes[n]) * np.dtype(dtypes[n]).itemsize for n in shapes))
-    return int(sum(sizes) / max(1, len(sizes)))
 
 
 def _cache(wanted: str, num_bytes: int, workers: Workers) -> str:

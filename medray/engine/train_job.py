@@ -36,6 +36,7 @@ class TrainJob:
         cache: `host`, `device` or `none`.
         weights: URI of weights to start from, or empty.
         keep_all: keep every checkpoint, not the best and the last alone.
+        batch_bytes: what a rank takes at one step, before augmentation.
         share: of a node's cores that its ranks count on.
         token: names the driver's run; a rank whose token is not the owner's any more stops.
         board: handle of the actor that shows progress, or None.
@@ -50,6 +51,7 @@ class TrainJob:
     cache: str
     weights: str = ""
     keep_all: bool = False
+    batch_bytes: int = 0
     share: float = 1.0
     token: str = ""
     board: Any = None

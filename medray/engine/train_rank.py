@@ -294,7 +294,7 @@ def _start(job: TrainJob, log: TrainLog) -> Rank:
     """Build the network, its optimiser and its data on this rank; resume where there is more."""
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    use_threads(device, context.get_local_world_size(), job.share)
+    use_threads(device, context.get_local_world_size(), job.batch_bytes, job.share)
     precision = precision_of(job.options, device)
     use_precision(precision)
     stepper = _stepper(job, device, precision)

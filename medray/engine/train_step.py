@@ -52,16 +52,23 @@ def precision_of(options: TrainOptions, device: torch.device) -> str:
     return "bf16" if options.compile else "tf32"
 
 
-def use_threads(device: torch.device, local_ranks: int, share: float = 1.0) -> None:
+def use_threads(
+    device: torch.device, local_ranks: int, batch_bytes: int, share: float = 1.0
+) -> None:
     """Share the node's cores among its ranks; Ray gives every worker one thread.
+
+    Small batches get fewer: waking a thread for an operation of microseconds costs more than it
+    saves. A YOLO of 160 pixels took 84 ms a step on one thread and 189 ms on two.
 
     Args:
         device: of the rank.
         local_ranks: on this node.
+        batch_bytes: that a rank takes at one step.
         share: of the cores that this training counts on.
     """
     if device.type == "cpu":
-        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * share) // local_ranks))
+        cores = max(1, round((os.cpu_count() or 1) * share) // local_ranks)
+        torch.set_num_threads(max(1, min(cores, batch_bytes // _BYTES_A_THREAD)))
 
 
 def use_precision(precision: str) -> None:
@@ -71,6 +78,7 @@ def use_precision(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+_BYTES_A_THREAD = 1 << 20
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 

@@ -80,10 +80,8 @@ def tune(
     elif model:
         raise ConfigError("--model is for --inference")
     else:
-        training = checked_training(
-            task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu
-        )
-        action = _training(training, wanted)
+        base = checked_training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
+        action = _training(base, wanted)
     summary = with_ray(
         lambda: action(out, quiet=quiet), address=address, debug=debug, trains=not inference
     )

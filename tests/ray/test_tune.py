@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -229,16 +228,13 @@ def test_a_trial_that_diverges_is_marked_and_the_sweep_goes_on(swept: Any) -> No
 
 
 def test_where_all_trials_fail_the_first_cause_is_named(data: Path, tmp_path: Path) -> None:
-    """The examples go away between the look at them and the first trial."""
-    copy = tmp_path / "data"
-    shutil.copytree(data, copy)
-    request = sweep_of_trainings(copy, {"lr": Choice((1e-3,))})
-    (copy / "examples.parquet").unlink()
-    out = tmp_path / "out"
-    with pytest.raises(MedrayError, match="1 of 1 trials failed, none is done: .*examples.parquet"):
-        tune_training(request, str(out), quiet=True)
-    assert not (out / "best.json").exists()
-    assert loaded(out / "run.json")["status"] == "failed"
+    """No trial can write: a file lies where their folder should be."""
+    request = sweep_of_trainings(data, {"lr": Choice((1e-3,))})
+    (tmp_path / "trials").write_text("in the way")
+    with pytest.raises(MedrayError, match="1 of 1 trials failed, none is done: .*sink_denied"):
+        tune_training(request, str(tmp_path), quiet=True)
+    assert not (tmp_path / "best.json").exists()
+    assert loaded(tmp_path / "run.json")["status"] == "failed"
 
 
 def test_tpe_goes_on_where_it_was_and_asha_stops_trials(data: Path, tmp_path: Path) -> None:

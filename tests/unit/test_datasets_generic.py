@@ -223,6 +223,19 @@ def test_a_datalist_may_be_named_as_the_data(tmp_path):
         list(datalist.records(fake_tree(tmp_path, []), VOLUME))
 
 
+def test_a_list_that_lies_elsewhere_names_paths_below_the_data(tmp_path):
+    """Its own neighbours are still named from where it lies: the mask here, the image there."""
+    write(tmp_path / "images" / "case" / "a.nii", b"x")
+    write(tmp_path / "mine" / "m.nii", b"y")
+    row = {"image": "case/a.nii", "label": "m.nii"}
+    named = write(tmp_path / "mine" / "datalist.json", json.dumps({"training": [row]}))
+    tree = fake_tree(tmp_path / "images", [], labels=tmp_path / "mine")
+    both = sorted([*fake_tree(tmp_path, []).files], key=lambda file: file.uri)
+    (record,), _, _ = parts(datalist.records(replace(tree, files=both), MASK))
+    assert record.image.files[0].uri.endswith("images/case/a.nii")
+    assert record.mask.files[0].uri == str(named.parent / "m.nii")
+
+
 def test_a_named_list_wins_over_one_that_lies_beside_it(tmp_path):
     rows = [{"image": "a.nii", "label": 0}]
     write(tmp_path / "a.nii", b"x")
