@@ -8,7 +8,8 @@ Model     YOLOv5s, one class; published v6 and v7 weights fit it
 Loss      CIoU, objectness; mosaic, scale, shift, flip, jitter of values or colours
 Expected  P 0.826, R 0.800, mAP50 0.824, mAP50-95 0.356 (author's validation set, also used for
           selection; not reproduced);
-          100 small phantoms, --tiny, seed 0: AP50 0.940 of the slices of 15 unseen patients
+          100 small phantoms, --tiny, seed 0: AP50 0.903 of the slices of 15 unseen patients
+          (docs/results.md)
 Command   medray prepare lung_detection --data DIR --out URI
           medray train lung_detection --data URI --out URI
 

@@ -8,7 +8,7 @@ Model     attention U-Net with fused deep supervision: residual 3D blocks with a
 Loss      soft Dice (`dice`), or `weighted_dice`, `weighted_ce` (the original's), `balanced_ce`;
           `dice_weight` 7 is the weight of a pancreas voxel in the weighted ones
 Expected  Dice 0.72, recall 0.95 (author's report on another split and grid, not reproduced);
-          40 phantoms, --tiny, seed 0: Dice 0.874 of 6 unseen patients, 0.855 on the original grid
+          40 phantoms, --tiny, seed 0: Dice 0.872 of 6 unseen patients, as on the original grid
           (docs/results.md)
 Command   medray prepare pancreas_segmentation --data DIR --out URI
           medray train pancreas_segmentation --data URI --out URI
