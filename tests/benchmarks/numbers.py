@@ -38,7 +38,7 @@ OVERFIT = (
     "batch_size=5",
 )  # fmt: skip
 # Chest radiographs through the mammogram's network: another body part, nothing but other data.
-CHEST = ("height=64", "width=64", "epochs=20")
+CHEST = ("foreground=whole", "height=64", "width=64", "epochs=20")
 # Points of thresholds, suppression and box size, judged on predictions that are made once.
 POINTS = {"pancreas_segmentation": 200, "lung_classification": 200, "lung_detection": 200}
 # Eight small trainings, once one after the other and once two at a time, one thread each.

@@ -356,6 +356,18 @@ def test_breast_is_cropped_cleaned_and_turned(tmp_path):
     assert (left.meta["flipped"], right.meta["flipped"]) == (False, True)
 
 
+def test_another_body_part_keeps_its_background_and_its_side(tmp_path):
+    pixels = breast_pixels(right=True)
+    whole = breast_example(tmp_path, pixels, "foreground=whole")
+    assert whole.meta["flipped"] is False
+    assert whole.meta["crop_xyxy_px"] == [0, 0, pixels.shape[1], pixels.shape[0]]
+    height, width = (np.array(pixels.shape) * whole.meta["scale_yx"]).round().astype(int)
+    top, left = whole.meta["offset_yx_px"]
+    image = whole.arrays["image"][0, top : top + height, left : left + width]
+    assert (image[:, -1] > 0).sum() > 0.7 * height  # the chest wall stays at the right
+    assert image[:7, 1:9].max() == 65535  # and the tag is kept
+
+
 def test_monochrome1_gives_the_same_example(tmp_path):
     plain = breast_pixels()
     turned = (4095 - plain.astype(np.int32)).astype(np.uint16)

@@ -30,14 +30,18 @@ def roi_of(sample: Sample, shape: tuple[int, ...]) -> tuple[slice, slice]:
 def breast_alone(
     image: Image2D, hp: "Hparams", roi: tuple[slice, slice]
 ) -> tuple[np.ndarray, dict[str, object]]:
-    """Return the breast alone, chest wall left, in 16 bit, and how to find it again."""
+    """Return the breast alone, chest wall left, in 16 bit, and how to find it again.
+
+    Under `foreground=whole` everything stays, and as it lies.
+    """
     values = grey(image)[roi]
-    mask = breast_mask(values)
+    whole = hp.foreground == "whole"
+    mask = np.ones(values.shape, dtype=bool) if whole else breast_mask(values)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
     part, mask = values[crop], mask[crop]
     # Told from the shape: glands may be denser far from the chest wall.
-    flipped = breast_side(mask.astype(np.uint8)) == "right"
+    flipped = not whole and breast_side(mask.astype(np.uint8)) == "right"
     if flipped:
         part, mask = flip_sides(part), flip_sides(mask)
     size = _fitting(part.shape, hp)

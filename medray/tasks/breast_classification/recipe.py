@@ -75,6 +75,8 @@ class Hparams:
     Attributes:
         height, width: of the frame in pixels.
         roi_model: URI of a breast_roi model whose best box is taken before the breast is outlined.
+        foreground: `breast` alone, all else black, chest wall left; `whole` for images of other
+            body parts.
         compat: `original` for what the original did.
         blocks: bottlenecks of the network's stages.
         planes: channels of its stem.
@@ -97,6 +99,7 @@ class Hparams:
     height: int = 1024
     width: int = 512
     roi_model: str = ""
+    foreground: Literal["breast", "whole"] = "breast"
     compat: Literal["none", "original"] = "none"
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     planes: int = 64
@@ -139,7 +142,7 @@ def recipe() -> Recipe[Hparams]:
         transform_version=2,
         hparams=Hparams(),
         tiny_hparams=_tiny(),
-        prepare_fields=("height", "width", "compat"),
+        prepare_fields=("height", "width", "foreground", "compat"),
         records=records,
         prepare=prepare,
         class_names=CLASS_NAMES,
