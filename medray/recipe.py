@@ -75,6 +75,7 @@ class Recipe(Generic[HparamsT]):
         learning: how the task learns.
         submission: (images with `patient_id`, `laterality`, `score`, `boxes_xyxy_px` and
             `box_scores`; inference) to the text of its challenge's submission.csv, or None.
+        submission_needs: of these, what names a row; images without it are left out and counted.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Recipe(Generic[HparamsT]):
     learning: Learning[HparamsT]
     prepare_peak_factor: float = 4.0
     submission: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str] | None = None
+    submission_needs: tuple[str, ...] = ("patient_id",)
     upstream: Mapping[str, UpstreamPart] = field(default_factory=dict)
 
     @property

@@ -57,10 +57,15 @@ class _Annotated:
 
 @dataclass(frozen=True, slots=True)
 class _Annotations:
-    """Everything that the XML files gave: slices by series key, and what was left out."""
+    """Everything that the XML files gave: slices by series key, and what was left out.
+
+    Attributes:
+        unsure: keys of the series with a slice whose file was refused: there may be a tumour on it.
+    """
 
     by_series: Mapping[str, list[_Annotated]]
     rejections: Sequence[Rejection] = field(default_factory=list)
+    unsure: frozenset[str] = frozenset()
 
 
 def slice_records(
@@ -72,7 +77,7 @@ def slice_records(
         tree: series and label files.
         stream: `ct` (grey CT), `fused` (RGB) or `both`; slices of other streams are skipped.
         background_per_series: at most so many slices without a box from each series whose
-            annotated slices follow one another without a gap.
+            annotated slices follow one another without a gap, none of their files refused.
         margin_mm: how far a background slice lies from every annotated one.
     """
     found = _read_annotations(tree)
@@ -87,7 +92,8 @@ def slice_records(
             continue
         for item in items:
             yield _slice_record(item)
-        yield from _background(series, items, background_per_series, margin_mm)
+        if key not in found.unsure:
+            yield from _background(series, items, background_per_series, margin_mm)
     yield from _series_without_annotation(tree, found.by_series)
 
 
@@ -121,6 +127,7 @@ def _read_annotations(tree: SourceTree) -> _Annotations:
     by_series: dict[str, list[_Annotated]] = defaultdict(list)
     rejections: list[Rejection] = []
     seen: set[str] = set()
+    unsure: set[str] = set()
     for path, file in label_files(tree, ".xml"):
         try:
             annotated = _read_one(tree, path, file, placed)
@@ -128,10 +135,12 @@ def _read_annotations(tree: SourceTree) -> _Annotations:
                 raise DataError("annotation_invalid", "another file annotates the same slice")
         except DataError as error:
             rejections.append(label_rejection(file, error.reason, error.detail))
+            if stem_of(path) in placed:
+                unsure.add(placed[stem_of(path)].series.series_key)
             continue
         seen.add(stem_of(path))
         by_series[annotated.placed.series.series_key].append(annotated)
-    return _Annotations(by_series, rejections)
+    return _Annotations(by_series, rejections, frozenset(unsure))
 
 
 def _read_one(

@@ -135,8 +135,6 @@ def _quiet(*, debug: bool) -> None:
     if debug:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Ray's core calls every pool of actors of Ray Data an error (ray-project/ray#57733).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

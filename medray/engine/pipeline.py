@@ -153,7 +153,8 @@ def _predict(plan: Pipeline, out: str, quiet: bool) -> dict[str, Any]:  # noqa: 
     needed = (name for name, part in plan.recipe.upstream.items() if part.is_needed)
     missing = sorted(set(needed) - made)
     if missing:
-        return {"stages": {}, "left_out": f"the task needs a model for: {', '.join(missing)}"}
+        named = (f"--set {plan.recipe.upstream[part].setting}=URI" for part in missing)
+        return {"stages": {}, "left_out": f"it needs a model first: {', '.join(named)}"}
     request = PredictRequest(
         recipe=plan.recipe,
         model=storage.join(out, "train", "model"),

@@ -1,5 +1,6 @@
 """`medray predict`: a model over series and volumes, each result proven before it counts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ _TRANSFORM_VERSION = 1
 # A worker with torch, a model and its activations.
 _MODEL_BYTES = 1536 << 20
 _UNKNOWN_MODALITY = "unknown"
+# Two names of a digital radiograph.
+_KIN = {"DX": "CR"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +135,9 @@ def _plan(
 
 def _refusal(case: Case, facts: Mapping[str, Any], *, too_large: bool) -> tuple[str, str] | None:
     """Return why a case is not given to the model."""
-    trained_on = set(facts["fingerprint"].get("modalities", {}))
-    foreign = trained_on and _UNKNOWN_MODALITY not in trained_on and case.modality not in trained_on
-    if case.modality and foreign:
+    trained_on = {_KIN.get(name, name) for name in facts["fingerprint"].get("modalities", {})}
+    trained_on.discard(_UNKNOWN_MODALITY)
+    if case.modality and trained_on and _KIN.get(case.modality, case.modality) not in trained_on:
         return "wrong_modality", "the model was trained on images of another modality"
     if too_large:
         return "too_large", "the case needs more memory than any node has"
@@ -215,8 +218,17 @@ def _write_submission(
     facts: Mapping[str, Any],
     settled: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write submission.csv as the task's challenge wants it; it names patients."""
-    assert request.recipe.submission is not None
-    images = [image for record in settled for image in record.get("images", ())]
-    text = request.recipe.submission(images, facts["inference"])
+    """Write submission.csv as the task's challenge wants it; it names patients.
+
+    Images that no row can be named by are left out, counted in run.json by what they lack.
+    """
+    recipe = request.recipe
+    assert recipe.submission is not None
+    images, left_out = [], Counter[str]()
+    for image in (one for record in settled for one in record.get("images", ())):
+        lacks = [name for name in recipe.submission_needs if not image[name]]
+        left_out.update(lacks[:1])
+        images += [] if lacks else [image]
+    run.extra["submission_left_out"] = dict(left_out)
+    text = recipe.submission(images, facts["inference"])
     storage.write_atomic(storage.join(run.out, "submission.csv"), text.encode())

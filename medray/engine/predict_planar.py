@@ -141,7 +141,11 @@ def _samples(
     for file, sop_uid in zip(source.files, names, strict=True):
         one = replace(source, form=form, files=(file,))
         try:
-            yield load_sample(Record(name="", patient_id="", image=one), reader), sop_uid
+            sample = load_sample(Record(name="", patient_id="", image=one), reader)
+            # A slice amid others may be empty.
+            if len(source.files) == 1 and np.ptp(sample.image.array) == 0:
+                raise DataError("image_constant", "the image has one value only")
+            yield sample, sop_uid
         except DataError as error:
             yield error, sop_uid
 

@@ -62,6 +62,15 @@ def adopt(network: nn.Module, content: bytes) -> str:
     return f"{len(moved.taken)} entries loaded{fresh}"
 
 
+def _misfit(wrong: list[str], left_over: list[str], given: Mapping[str, Tensor]) -> str:
+    absent = [name for name in wrong if name not in given]
+    if absent:
+        return f"{absent[0]} and {len(absent) - 1} more entries of the network are absent"
+    if wrong:
+        return f"{wrong[0]} does not fit; the weights are of another size of the network"
+    return f"{left_over[0]} is no entry of the network"
+
+
 def transfer(network: Yolo, state: Mapping[str, Tensor]) -> Transferred:
     """Load published weights; the six tensors of a head with other classes stay fresh.
 
@@ -81,8 +90,7 @@ def transfer(network: Yolo, state: Mapping[str, Tensor]) -> Transferred:
     wrong = sorted(name for name in own if name not in fits and not name.startswith(_HEAD))
     left_over = sorted(set(given) - set(own))
     if wrong or left_over:
-        first = (wrong or left_over)[0]
-        raise _refused(f"{first} does not fit; the weights are of another size of the network")
+        raise _refused(_misfit(wrong, left_over, given))
     network.load_state_dict({**own, **{name: given[name] for name in fits}})
     return Transferred(
         taken=tuple(name for name in own if name in fits),

@@ -121,6 +121,9 @@ def test_an_image_file_is_answered_as_by_the_loaded_model(
     summary, results = answer(detector, picture, tmp_path / "out")
     assert not results
     assert summary["counts"]["rejected_by_reason"] == {"wrong_modality": 1}
+    Image.fromarray(np.zeros((90, 120), dtype=np.uint8)).save(picture)
+    summary, _ = answer(detector, picture, tmp_path / "black")
+    assert summary["counts"]["rejected_by_reason"] == {"image_constant": 1}
     one = sorted(source.rglob("*.dcm"))[10]
     found = medray.load_model(detector).predict(one)
     assert found.boxes_xyxy_px is not None
@@ -135,16 +138,24 @@ def test_a_submission_names_each_breast_once(tmp_path: Path) -> None:
     model = fresh_package(tmp_path / "m", recipe, hparams, {"train": [example]}, inference)
     card = Path(model) / "model" / "model.json"
     facts = json.loads(card.read_text())
-    card.write_text(json.dumps({**facts, "fingerprint": {"modalities": {"MG": 1}}}))
+    seen = {"modalities": {"MG": 1, "unknown": 1}}
+    card.write_text(json.dumps({**facts, "fingerprint": seen}))
     recipe.phantom(tmp_path / "d", num_patients=2, seed=1, defects=False, size="tiny")
+    get_recipe("lung_detection").phantom(
+        tmp_path / "ct", num_patients=1, seed=3, defects=False, size="tiny"
+    )
+    picture = tmp_path / "nobody.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (90, 120), dtype=np.uint8)).save(picture)
     request = PredictRequest(
         recipe=recipe,
         model=model,
-        sources=(str(tmp_path / "d"),),
+        sources=(str(tmp_path / "d"), str(tmp_path / "ct"), str(picture)),
         formats=("json", "submission"),
     )
     summary = predict(request, str(tmp_path / "out"), quiet=True)
-    assert summary["counts"]["num_rejected"] == 0
+    assert set(summary["counts"]["rejected_by_reason"]) == {"wrong_modality"}
+    assert summary["submission_left_out"] == {"patient_id": 1}
     lines = (tmp_path / "out" / "submission.csv").read_text().splitlines()
     assert lines[0] == "prediction_id,cancer"
     assert len(lines) == 1 + 2 * 2

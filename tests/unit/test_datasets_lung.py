@@ -125,6 +125,19 @@ def test_no_background_from_a_series_annotated_with_gaps(tmp_path):
     assert len(records) == 2
 
 
+def test_no_background_from_a_series_with_a_refused_file(tmp_path):
+    """The refused slice lies at the tumour's edge: it leaves no gap, and may show the tumour."""
+    series = fake_series(tmp_path, STUDY, num=20)
+    for n in (8, 9):
+        annotate(tmp_path, f"1.2.3.4.1.{n}", voc([BOX]))
+    annotate(tmp_path, "1.2.3.4.1.10", '<!DOCTYPE a [<!ENTITY b "c">]>' + voc([BOX]))
+    records, rejected, _ = parts(
+        slice_records(fake_tree(tmp_path, [series]), background_per_series=5, margin_mm=1)
+    )
+    assert len(records) == 2
+    assert reasons(rejected) == ["annotation_invalid"]
+
+
 def test_one_record_per_annotated_series(tmp_path):
     series = fake_series(tmp_path, STUDY)
     annotate(tmp_path, "1.2.3.4.1.1", voc([("a", (10, 20, 30, 40))]))

@@ -54,3 +54,18 @@ def test_what_is_pickled_or_fits_nowhere_is_refused(tmp_path: Path) -> None:
         start_from(recipe, network, str(tmp_path / "module.pt"))
     with pytest.raises(ConfigError, match="weights of another network"):
         start_from(recipe, network, str(tmp_path / "alien.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "task", ["lung_detection", "breast_roi", "breast_classification", "pneumonia_detection"]
+)
+def test_every_task_that_promises_it_reads_files_of_other_libraries(
+    task: str, tmp_path: Path
+) -> None:
+    recipe, network = _network(task)
+    torch.save({"no.entry.of.any": torch.ones(2)}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="weights_refused") as refused:
+        start_from(recipe, network, str(tmp_path / "other.pt"))
+    assert "nothing pickled is" not in str(refused.value)
+    with pytest.raises(DataError, match="source_unavailable"):
+        start_from(recipe, network, str(tmp_path / "absent.pt"))

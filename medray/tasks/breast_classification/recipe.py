@@ -149,6 +149,7 @@ def recipe() -> Recipe[Hparams]:
         phantom=write_phantom,
         phantom_baseline=baseline,
         submission=measures.submission,
+        submission_needs=("patient_id", "laterality"),
         prepare_peak_factor=32.0,
         upstream={"boxes": UpstreamPart(setting="roi_model", kind="box2d", is_needed=False)},
         learning=Learning(

@@ -191,6 +191,7 @@ def _learning() -> Learning[Hparams]:
         loss_sums=loss_sums,
         loss_value=loss_value,
         optimizer=optimizer,
+        adopt=adopt,
         schedule=schedule,
         probabilities=measures.probabilities,
         measure=measures.measure,
