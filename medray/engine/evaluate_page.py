@@ -19,6 +19,8 @@ from medray.pages import Page, Picture, Pictures, metric_rows, render_page
 
 _PER_GRID = 6
 _SEED = 0
+# Resampling few patients repeats the same few values.
+_FEW_PATIENTS = 20
 _OUTLINES = "; truth outlined green, prediction orange"
 
 
@@ -67,6 +69,10 @@ def _warnings(facts: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
     found += [f"Gate {reason}: {sentence}." for reason, sentence in facts["gates"]["found"]]
     if report["split"] == "val":
         found.append("The epoch and the inference parameters were chosen on this split.")
+    if report["num_patients"] < _FEW_PATIENTS:
+        found.append(
+            f"{report['num_patients']} patients: so few give intervals that are too narrow."
+        )
     return found
 
 

@@ -247,8 +247,10 @@ def learning_rows(record: dict) -> list[str]:
     report = json.loads((ROOT / where / "evaluate" / "report.json").read_text())
     chosen = summary["hyperparameters"]
     seconds = ", ".join(f"{n} {stage['seconds']:.0f}" for n, stage in summary["stages"].items())
+    learned = "split=none" in record["command"]
+    seen = "the same that it was trained on: an overfit check" if learned else "unseen in training"
     lines = [
-        f"Split {report['split']}, {report['num_patients']} patients, unseen in training.",
+        f"Split {report['split']}, patients: {report['num_patients']}, {seen}.",
         f"Seed {chosen['seed']}, {chosen['epochs']} epochs. Seconds: {seconds}.",
         "",
         "| metric | value | 95 % interval | baseline |",
