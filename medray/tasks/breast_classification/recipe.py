@@ -9,7 +9,6 @@ Expected  pF1 0.35 on the public leaderboard (author's report, not reproduced);
           NIH radiographs of 64 pixels, `foreground=whole`: AUROC 0.642 (0.504 to 0.777) of 31
           unseen patients, with the breast's outline 0.558: the network can be reused, its first
           stage cannot (docs/results.md)
-          (docs/results.md)
 Command   medray prepare breast_classification --data DIR --out URI
           medray train breast_classification --data URI --out URI
 
