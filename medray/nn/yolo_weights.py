@@ -65,7 +65,7 @@ def adopt(network: nn.Module, content: bytes) -> str:
 def _misfit(wrong: list[str], left_over: list[str], given: Mapping[str, Tensor]) -> str:
     absent = [name for name in wrong if name not in given]
     if absent:
-        return f"{absent[0]} and {len(absent) - 1} more entries of the network are absent"
+        return f"entries of the network are absent: {len(absent)}, the first is {absent[0]}"
     if wrong:
         return f"{wrong[0]} does not fit; the weights are of another size of the network"
     return f"{left_over[0]} is no entry of the network"

@@ -9,8 +9,7 @@ Model     encoder of the segmenter's attention U-Net with a pooled head; with `j
 Loss      binary cross-entropy, cancer weighted by `positive_weight`; joint: plus
           `mask_loss_weight` times the soft Dice loss of the mask
 Expected  none published (the model card could not be had);
-          340 small phantoms, --tiny, seed 0: AUROC 0.986 of the unseen ones (docs/results.md); 170
-          to learn from are too few for every seed
+          340 small phantoms, --tiny, seed 0: AUROC 0.986 of 51 unseen patients (docs/results.md)
 Command   medray prepare pancreas_classification --data DIR --out URI
           medray train pancreas_classification --data URI --out URI
 
