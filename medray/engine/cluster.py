@@ -135,6 +135,8 @@ def _quiet(*, debug: bool) -> None:
     if debug:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Tune's newer reporter prints settings and folders whatever verbosity it is given.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
