@@ -14,7 +14,13 @@ _MOST_NAMED = 6
 
 
 def slice_figure(
-    name: str, values: Sequence[Any], scores: Sequence[float], *, metric: str, chosen: Any
+    name: str,
+    values: Sequence[Any],
+    scores: Sequence[float],
+    *,
+    metric: str,
+    chosen: Any,
+    logarithmic: bool = False,
 ) -> Figure:
     """Draw every trial's score over one parameter, and the best score at each of its values.
 
@@ -24,11 +30,11 @@ def slice_figure(
         scores: one a trial, finite.
         metric: what the scores are.
         chosen: the value that was chosen.
+        logarithmic: whether positive numbers are drawn by their size.
     """
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     names = sorted({str(value) for value in values}) if not numeric else []
     places = np.array([float(v) if numeric else names.index(str(v)) for v in values])
-    wide = numeric and len(places) > 0 and places.min() > 0 and places.max() > 30 * places.min()
 
     def draw(axes: "Axes") -> None:
         axes.plot(places, scores, "o", color=COLOURS[0], alpha=0.45, markersize=4)
@@ -37,8 +43,11 @@ def slice_figure(
             axes.plot(known, best, color=COLOURS[1], label="best at each value")
         at = float(chosen) if numeric else names.index(str(chosen))
         axes.axvline(at, color=INK, linestyle=":", linewidth=1.4, label=f"chosen {_shown(chosen)}")
-        if wide:
+        if logarithmic:
             axes.set_xscale("log")
+            # matplotlib writes powers as formulas, which an SVG shows as their source
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(_few_minor)
         if names:
             axes.set_xticks(range(len(names)), names)
         axes.set(xlabel=name, ylabel=metric)
@@ -114,6 +123,11 @@ def trials_figure(
 
     alt = f"Validation {metric} of {len(curves)} trials over epochs; the best is {best}."
     return draw_figure("Learning curves", alt, draw)
+
+
+def _few_minor(value: float, _: int) -> str:
+    """Label 2 and 5 of each decade: one decade alone would have a single label."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _shown(value: Any) -> str:

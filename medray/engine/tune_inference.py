@@ -241,6 +241,7 @@ def _conclude(
         "ci95": ends,
         "held_out": held_out_value(judged, objective, request.space),
         "num_points": len(judged),
+        "num_cases": len(work.rows),
         "num_folds": len(set(work.folds)),
         "split": evaluated.split,
     }

@@ -9,12 +9,13 @@ from medray.engine.package import model_warnings
 from medray.engine.tune_results import Trial
 from medray.engine.tune_space import Space
 from medray.figures import Figure
-from medray.learning import Choice
+from medray.learning import Choice, LogUniform
 from medray.pages import MetricRow, Page, Table, render_page
 from medray.sweep_figures import point_figure, slice_figure, trials_figure
 
 REPORT = "report.html"
 _SHOWN_TRIALS = 15
+_FACTOR = 5
 # What a threshold trades, where a task measures it.
 _TRADED = ("precision", "recall", "f1", "sensitivity", "specificity")
 
@@ -50,7 +51,7 @@ def write_inference_page(
             **params,
         },
         warnings=[*model_warnings(model), *_flat_warning(judged)],
-        metrics=[_chosen_row(best, len(judged))],
+        metrics=[_chosen_row(best)],
         figures=[
             *(figure for figure in curves if figure is not None),
             *_slices(space, judged, metric, params),
@@ -103,7 +104,7 @@ def write_training_page(
         weights_sha256=model["weights_sha256"],
         facts={**{name.capitalize(): n for name, n in counts.items() if n}, **params},
         warnings=model_warnings(model),
-        metrics=[_chosen_row(best, len(trials))],
+        metrics=[_chosen_row(best)],
         figures=[
             *_slices(space, known, metric, params),
             *(figure for figure in drawn if figure is not None and len(space) == 1),
@@ -115,10 +116,10 @@ def write_training_page(
     storage.write_atomic(storage.join(out, REPORT), render_page(page).encode())
 
 
-def _chosen_row(best: Mapping[str, Any], number: int) -> MetricRow:
+def _chosen_row(best: Mapping[str, Any]) -> MetricRow:
     low, high = best.get("ci95") or (None, None)
     ends = None if low is None or high is None else (low, high)
-    return MetricRow(name=best["metric"], value=best["value"], ci95=ends, n=number)
+    return MetricRow(name=best["metric"], value=best["value"], ci95=ends, n=best.get("num_cases"))
 
 
 def _flat_warning(judged: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -139,9 +140,21 @@ def _slices(
             scores,
             metric=metric,
             chosen=chosen[name],
+            logarithmic=_is_logarithmic(domain),
         )
-        for name in space
+        for name, domain in space.items()
     ]
+
+
+def _is_logarithmic(domain: Any) -> bool:
+    """Tell whether values of a domain differ by factors rather than by steps."""
+    if not isinstance(domain, Choice):
+        return isinstance(domain, LogUniform)
+    values = [v for v in domain.values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(values) < len(domain.values) or len(values) < 3 or min(values) <= 0:
+        return False
+    values = sorted(values)
+    return values[-1] - values[-2] > _FACTOR * (values[1] - values[0])
 
 
 def _curve(

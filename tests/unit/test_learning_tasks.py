@@ -385,19 +385,19 @@ def test_wrong_hyperparameters_are_explained(task, settings, message):
         override(get_recipe(task).hparams, settings)
 
 
-@pytest.mark.parametrize(
-    ("task", "settings", "num_parameters"),
-    [
-        ("pancreas_segmentation", ["network=g1"], 2_575_741),
-        ("pancreas_segmentation", ["network=g2"], 8_218_637),
-        ("pancreas_segmentation", [], None),
-        ("pancreas_classification", [], None),
-        ("pancreas_classification", ["joint=true"], None),
-        ("pancreas_classification", ["compat=original"], None),
-        ("lung_classification", ["network=original"], 294_915),
-        ("lung_classification", [], None),
-    ],
-)
+FULL = [
+    ("pancreas_segmentation", ["network=g1"], 2_575_741),
+    ("pancreas_segmentation", ["network=g2"], 8_218_637),
+    ("pancreas_segmentation", [], None),
+    ("pancreas_classification", [], None),
+    ("pancreas_classification", ["joint=true"], None),
+    ("pancreas_classification", ["compat=original"], None),
+    ("lung_classification", ["network=original"], 294_915),
+    ("lung_classification", [], None),
+]
+
+
+@pytest.mark.parametrize(("task", "settings", "num_parameters"), FULL)
 def test_full_size_networks_are_built(task, settings, num_parameters):
     recipe = get_recipe(task)
     learning, hp = recipe.learning, override(recipe.hparams, settings)
@@ -408,6 +408,25 @@ def test_full_size_networks_are_built(task, settings, num_parameters):
     assert learning.schedule(hp).kind in {"plateau", "one_cycle"}
     penalised = settings in (["network=g2"], ["network=original"], ["compat=original"])
     assert (float(learning.penalty(network, hp).detach()) > 0) is penalised
+
+
+@pytest.mark.parametrize(("task", "settings"), [(task, settings) for task, settings, _ in FULL])
+def test_two_steps_of_the_full_networks(task, settings):
+    """All weights of the published widths and depths; only the cube is small."""
+    recipe = get_recipe(task)
+    learning, hp = recipe.learning, override(recipe.hparams, [*settings, "size=32"])
+    torch.manual_seed(0)
+    network, batch = learning.model(hp).train(), batch_of(2, size=32)
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    optimizer = learning.optimizer(network, hp)
+    for _ in range(2):
+        loss = loss_of(learning, hp, network, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert torch.isfinite(loss)
+    learned = {n for n, w in network.named_parameters() if not torch.equal(w.detach(), before[n])}
+    assert learned == {n for n, w in network.named_parameters() if w.requires_grad}
 
 
 def test_a_single_example_is_normed_by_what_was_seen():

@@ -1,8 +1,11 @@
 """The report of a sweep: drawn from plain values, the same bytes again."""
 
-from medray.engine.tune_page import write_inference_page, write_training_page
+import pytest
+
+from medray.engine.tune_page import _is_logarithmic, write_inference_page, write_training_page
 from medray.engine.tune_results import Trial
-from medray.learning import Choice, LogUniform
+from medray.learning import Choice, LogUniform, Uniform
+from medray.sweep_figures import slice_figure
 
 MODEL = {
     "task": "t",
@@ -34,6 +37,7 @@ def test_a_sweep_of_predictions_is_drawn(tmp_path):
         "ci95": [0.9, 1.0],
         "held_out": 0.8,
         "num_points": 6,
+        "num_cases": 23,
         "num_folds": 1,
         "split": "val",
     }
@@ -41,7 +45,7 @@ def test_a_sweep_of_predictions_is_drawn(tmp_path):
     page = (tmp_path / "report.html").read_bytes()
     text = page.decode()
     for said in ("Curves over threshold", "precision, recall, f1", "Parameter parts", "chosen 0.4",
-                 "95 % interval of dice", "0.9000 to 1.000", "Held out"):  # fmt: skip
+                 "95 % interval of dice", "0.9000 to 1.000", "Held out", ">23<"):  # fmt: skip
         assert said in text
     assert "No parameter made a difference" not in text
     write_inference_page(str(tmp_path), space, judged, best, MODEL)
@@ -72,3 +76,28 @@ def test_a_sweep_of_trainings_is_drawn_with_what_was_lost(tmp_path):
     for said in ("Learning curves", "best: id2", "Curves over dice_weight", "Not finished",
                  "train_non_finite: &lt;3 steps&gt;", "precision"):  # fmt: skip
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("domain", "is_log"),
+    [
+        (LogUniform(1e-4, 1e-2), True),
+        (Uniform(0.01, 1.0), False),
+        (Choice((1e-4, 1e-3, 1e-2)), True),
+        (Choice(tuple(k / 128 for k in range(1, 128))), False),
+        (Choice((1, 7, 10)), False),
+        (Choice((0.0, 0.1, 10.0)), False),
+        (Choice(("a", "b", "c")), False),
+    ],
+)
+def test_what_differs_by_factors_is_drawn_so(domain, is_log):
+    assert _is_logarithmic(domain) is is_log
+
+
+def test_labels_of_a_logarithmic_axis_are_plain_numbers(tmp_path):
+    """An SVG shows the source of matplotlib's formulas."""
+    figure = slice_figure(
+        "lr", [1e-4, 2e-3, 1e-2], [0.1, 0.3, 0.2], metric="dice", chosen=2e-3, logarithmic=True
+    )
+    assert "mathdefault" not in figure.svg
+    assert "0.001" in figure.svg
