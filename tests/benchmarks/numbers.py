@@ -7,6 +7,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -43,6 +44,8 @@ CHEST = ("foreground=whole", "height=64", "width=64", "epochs=20")
 POINTS = {"pancreas_segmentation": 200, "lung_classification": 200, "lung_detection": 200}
 # Eight small trainings, once one after the other and once two at a time, one thread each.
 TRIALS = "--tiny --set view=box --epochs 6 --search random --trials 8 --stop none --space lr"
+# Steps of the full networks, fed for real and from resident tensors, where a GPU is at hand.
+GPU_STEPS = ("pancreas_segmentation", "breast_classification", "pneumonia_detection")
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -75,7 +78,16 @@ def engine_sections(kills: int) -> dict[str, list[str]]:
     sections["bench-train"] = ["bench", "train", "--task", "pancreas_segmentation", "--small"]
     for stage, number in (("convert", kills), ("prepare", kills), ("train", 3)):
         sections[f"chaos-{stage}"] = ["chaos", stage, "--kills", str(number)]
+    for task in GPU_STEPS if shutil.which("nvidia-smi") else ():
+        sections[f"bench-train-gpu-{task}"] = ["bench", "train", "--task", task, "--gpu"]
     return sections
+
+
+def on_gpu(words: list[str], *, epochs: int) -> list[str]:
+    """Return the same run on a GPU and for longer, beside the one on two cores."""
+    at = words.index("--out") + 1
+    longer = [f"epochs={epochs}" if word.startswith("epochs=") else word for word in words]
+    return [*longer[:at], f"{words[at]}-gpu", *longer[at + 1 :], "--gpu"]
 
 
 def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
@@ -94,6 +106,8 @@ def learning_sections(out: Path, data: str | None) -> dict[str, list[str]]:
         settings = [word for setting in ADRENAL for word in ("--set", setting)]
         words = ["run", "lung_classification", "--data", shapes, "--out", done, "--tiny", *settings]
         sections["learn-adrenal"] = words
+        if shutil.which("nvidia-smi"):
+            sections["learn-adrenal-gpu"] = on_gpu(words, epochs=40)
         sections |= real_images(out, Path(data))
     return sections
 
@@ -250,6 +264,7 @@ def learning_rows(record: dict) -> list[str]:
     learned = "split=none" in record["command"]
     seen = "the same that it was trained on: an overfit check" if learned else "unseen in training"
     lines = [
+        *last_epoch(ROOT / where / "train"),
         f"Split {report['split']}, patients: {report['num_patients']}, {seen}.",
         f"Seed {chosen['seed']}, {chosen['epochs']} epochs. Seconds: {seconds}.",
         "",
@@ -261,6 +276,17 @@ def learning_rows(record: dict) -> list[str]:
         beside = report["baseline"].get(name)
         lines.append(f"| {name} | {_n(found['value'])} | {_n(low)} to {_n(high)} | {_n(beside)} |")
     return lines
+
+
+def last_epoch(trained: Path) -> list[str]:
+    """Return what validation said at the last epoch, and which epoch was kept."""
+    facts = json.loads((trained / "model" / "model.json").read_text())
+    rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    wanted = ("val", facts["objective"])
+    values = [(row["epoch"], row["value"]) for row in rows if (row["split"], row["name"]) == wanted]
+    last, value = max(values)
+    said = f"Validation {facts['objective']} at the last epoch ({last}): {_n(value)}"
+    return [f"{said}; epoch {facts['epoch']} was kept.", ""]
 
 
 def tuning_rows(record: dict) -> list[str]:
