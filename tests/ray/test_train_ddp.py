@@ -17,7 +17,7 @@ from medray.tasks import get_recipe
 from tests.local_ray import local_ray_of
 from tests.prepared_data import mask_examples, shape_examples, write_prepared
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STILL = {"flip": 0.0, "scale": 0.0, "rotate_deg": 0.0}
 
