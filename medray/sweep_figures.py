@@ -42,7 +42,7 @@ def slice_figure(
         if len(known) < len(places):
             axes.plot(known, best, color=COLOURS[1], label="best at each value")
         at = float(chosen) if numeric else names.index(str(chosen))
-        axes.axvline(at, color=INK, linestyle=":", linewidth=1.4, label=f"chosen {_shown(chosen)}")
+        axes.axvline(at, color=INK, linestyle=":", linewidth=1.4, label=f"chosen {shown(chosen)}")
         if logarithmic:
             axes.set_xscale("log")
             # matplotlib writes powers as formulas, which an SVG shows as their source
@@ -54,7 +54,7 @@ def slice_figure(
         legend_above(axes, columns=2)
 
     known = np.unique(places)
-    alt = f"{metric} of {len(places)} trials over {name}; chosen {_shown(chosen)}."
+    alt = f"{metric} of {len(places)} trials over {name}; chosen {shown(chosen)}."
     return draw_figure(f"Parameter {name}", alt, draw)
 
 
@@ -85,14 +85,12 @@ def point_figure(
             low, high = (float(end or 0.0) for end in interval[1])
             label = f"95 % interval of {interval[0]}"
             axes.plot([chosen] * 2, [low, high], color=INK, linewidth=2.4, marker="_", label=label)
-        label = f"chosen {_shown(chosen)}"
+        label = f"chosen {shown(chosen)}"
         axes.axvline(chosen, color=GREY, linestyle=":", linewidth=1.4, label=label)
         axes.set(xlabel=name, ylabel="score")
         legend_above(axes, columns=2)
 
-    alt = (
-        f"{', '.join(lines)} over {name}, the other parameters as chosen; {_shown(chosen)} chosen."
-    )
+    alt = f"{', '.join(lines)} over {name}, the other parameters as chosen; {shown(chosen)} chosen."
     return draw_figure(f"Curves over {name}", alt, draw)
 
 
@@ -118,6 +116,7 @@ def trials_figure(
         if curves.get(best):
             pairs = curves[best]
             axes.plot(*zip(*pairs, strict=True), color=INK, linewidth=2.6, label=f"best: {best}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="epoch", ylabel=f"validation {metric}")
         legend_above(axes, columns=2)
 
@@ -130,5 +129,6 @@ def _few_minor(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a parameter's value as people read it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any
 
 _REDRAW_S = 0.2
+_SLOW = 0.5
 
 
 class Progress:
@@ -57,7 +58,8 @@ class Progress:
         if self.total and rate and self.done < self.total:
             left = f", {(self.total - self.done) / rate:.0f} s left"
         bad = f", {self.bad} rejected" if self.bad else ""
-        line = f"{self.stage}: {self.done}{of} in {seconds:.1f} s ({rate:.1f}/s{bad}{left})"
+        pace = f"{rate:.1f}/s" if rate >= _SLOW or not rate else f"{1 / rate:.0f} s each"
+        line = f"{self.stage}: {self.done}{of} in {seconds:.1f} s ({pace}{bad}{left})"
         start = "\r\x1b[K" if self._tty else ""
         sys.stderr.write(f"{start}{line}{end}")
         sys.stderr.flush()

@@ -11,10 +11,11 @@ from medray.engine.tune_space import Space
 from medray.figures import Figure
 from medray.learning import Choice, LogUniform
 from medray.pages import MetricRow, Page, Table, render_page
-from medray.sweep_figures import point_figure, slice_figure, trials_figure
+from medray.sweep_figures import point_figure, shown, slice_figure, trials_figure
 
 REPORT = "report.html"
 _SHOWN_TRIALS = 15
+_MOST_NAMED = 2
 _FACTOR = 5
 # What a threshold trades, where a task measures it.
 _TRADED = ("precision", "recall", "f1", "sensitivity", "specificity")
@@ -96,6 +97,7 @@ def write_training_page(
     for trial in trials:
         counts[trial.status] += 1
     drawn = [_curve(name, domain, known, best) for name, domain in space.items()]
+    named = {trial.trial_id: _called(trial, space) for trial in trials}
     page = Page(
         task=model["task"],
         title="Sweep of trainings",
@@ -108,7 +110,11 @@ def write_training_page(
         figures=[
             *_slices(space, known, metric, params),
             *(figure for figure in drawn if figure is not None and len(space) == 1),
-            trials_figure(curves, metric=metric, best=str(best["trial_id"])),
+            trials_figure(
+                {named[trial]: pairs for trial, pairs in curves.items()},
+                metric=metric,
+                best=named[str(best["trial_id"])],
+            ),
         ],
         tables=[_table(space, known, best), *_lost(trials)],
         notes=["A trial's value is of its best epoch on the validation split: optimistic."],
@@ -202,6 +208,13 @@ def _table(space: Space, judged: Sequence[Mapping[str, Any]], best: Mapping[str,
             for one in known
         ],
     )
+
+
+def _called(trial: Trial, space: Space) -> str:
+    """Name a trial by its parameters while they are few enough to read."""
+    if len(space) > _MOST_NAMED:
+        return trial.trial_id
+    return ", ".join(f"{name} {shown(trial.params[name])}" for name in space)
 
 
 def _lost(trials: Sequence[Trial]) -> list[Table]:

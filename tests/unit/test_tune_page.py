@@ -73,8 +73,8 @@ def test_a_sweep_of_trainings_is_drawn_with_what_was_lost(tmp_path):
     space = {"dice_weight": LogUniform(1.0, 15.0)}
     write_training_page(str(tmp_path), space, [*trials, lost], curves, best, MODEL)
     text = (tmp_path / "report.html").read_text()
-    for said in ("Learning curves", "best: id2", "Curves over dice_weight", "Not finished",
-                 "train_non_finite: &lt;3 steps&gt;", "precision"):  # fmt: skip
+    for said in ("Learning curves", "best: dice_weight 10", "Curves over dice_weight",
+                 "Not finished", "train_non_finite: &lt;3 steps&gt;", "precision"):  # fmt: skip
         assert said in text
 
 
