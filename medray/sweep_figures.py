@@ -105,6 +105,8 @@ def trials_figure(
         best: name of the best trial.
     """
 
+    from matplotlib.ticker import MaxNLocator
+
     def draw(axes: "Axes") -> None:
         named = len(curves) <= _MOST_NAMED
         for colour, (trial, pairs) in coloured(curves):
@@ -116,7 +118,7 @@ def trials_figure(
         if curves.get(best):
             pairs = curves[best]
             axes.plot(*zip(*pairs, strict=True), color=INK, linewidth=2.6, label=f"best: {best}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", ylabel=f"validation {metric}")
         legend_above(axes, columns=2)
 
@@ -124,7 +126,7 @@ def trials_figure(
     return draw_figure("Learning curves", alt, draw)
 
 
-def _few_minor(value: float, _: int) -> str:
+def _few_minor(value: float, _: float) -> str:
     """Label 2 and 5 of each decade: one decade alone would have a single label."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 

@@ -97,7 +97,6 @@ def write_training_page(
     for trial in trials:
         counts[trial.status] += 1
     drawn = [_curve(name, domain, known, best) for name, domain in space.items()]
-    named = {trial.trial_id: _called(trial, space) for trial in trials}
     page = Page(
         task=model["task"],
         title="Sweep of trainings",
@@ -110,11 +109,7 @@ def write_training_page(
         figures=[
             *_slices(space, known, metric, params),
             *(figure for figure in drawn if figure is not None and len(space) == 1),
-            trials_figure(
-                {named[trial]: pairs for trial, pairs in curves.items()},
-                metric=metric,
-                best=named[str(best["trial_id"])],
-            ),
+            _learning_curves(space, trials, curves, best),
         ],
         tables=[_table(space, known, best), *_lost(trials)],
         notes=["A trial's value is of its best epoch on the validation split: optimistic."],
@@ -207,6 +202,20 @@ def _table(space: Space, judged: Sequence[Mapping[str, Any]], best: Mapping[str,
             ]
             for one in known
         ],
+    )
+
+
+def _learning_curves(
+    space: Space,
+    trials: Sequence[Trial],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    best: Mapping[str, Any],
+) -> Figure:
+    named = {trial.trial_id: _called(trial, space) for trial in trials}
+    return trials_figure(
+        {named[trial]: pairs for trial, pairs in curves.items()},
+        metric=best["metric"],
+        best=named[str(best["trial_id"])],
     )
 
 
