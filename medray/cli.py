@@ -75,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = app(args=list(arguments) or ["--help"], prog_name="medray", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # typer has caught the interruption and says nothing
+            raise KeyboardInterrupt
     except TyperException as error:
         return _fail(EXIT_USAGE, f"{error.format_message()} (see medray --help)", debug=False)
     except (KeyboardInterrupt, typer.Abort, SystemExit):

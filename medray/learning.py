@@ -119,6 +119,8 @@ class InferenceSweep:
         refined_by: the inference parameters that `refine` reads.
         settle: (one example's probabilities, inference) to the probabilities that are judged,
             decoded and measured; None where nothing is to be done.
+        limits: lowest and highest value with a meaning, of parameters that are numbers.
+        further_metrics: what may be swept for beside what `metrics` names of no rows at all.
     """
 
     space: Mapping[str, Domain] = field(default_factory=dict)
@@ -134,6 +136,8 @@ class InferenceSweep:
     settle: (
         Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, np.ndarray]] | None
     ) = None
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    further_metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

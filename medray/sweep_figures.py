@@ -104,7 +104,6 @@ def trials_figure(
         metric: what the values are.
         best: name of the best trial.
     """
-
     from matplotlib.ticker import MaxNLocator
 
     def draw(axes: "Axes") -> None:
@@ -112,9 +111,8 @@ def trials_figure(
         for colour, (trial, pairs) in coloured(curves):
             if trial != best and pairs:
                 label = trial if named else None
-                axes.plot(
-                    *zip(*pairs, strict=True), color=colour, alpha=0.6, linewidth=1, label=label
-                )
+                lines = axes.plot(*zip(*pairs, strict=True), color=colour, alpha=0.6, label=label)
+                lines[0].set(linewidth=1, marker="o" if len(pairs) == 1 else "")
         if curves.get(best):
             pairs = curves[best]
             axes.plot(*zip(*pairs, strict=True), color=INK, linewidth=2.6, label=f"best: {best}")

@@ -139,4 +139,5 @@ SWEEP = InferenceSweep(
     refine=refine,
     refined_by=("nms_iou", "box_scale"),
     settle=settled_boxes,
+    limits={"threshold": (0.0, 1.0), "nms_iou": (0.0, 1.0), "box_scale": (0.1, 10.0)},
 )

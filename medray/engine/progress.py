@@ -50,6 +50,13 @@ class Progress:
             if self.done < self.total:
                 self._draw(end="\n")
 
+    def note(self, text: str) -> None:
+        """Write a line of its own."""
+        if not self.quiet:
+            start = "\r\x1b[K" if self._tty else ""
+            sys.stderr.write(f"{start}{self.stage}: {text}\n")
+            sys.stderr.flush()
+
     def _draw(self, *, end: str) -> None:
         seconds = time.monotonic() - self.began
         rate = self.done / seconds if seconds > 0 else 0.0

@@ -123,6 +123,10 @@ class Run:
             ]
             if differing and self._is_untouched():
                 storage.write_json(where, mine)  # that run failed before it made anything
+            elif differing and differing[0] == "verb":
+                raise ConfigError(
+                    f"{self.out} is an output of `medray {theirs.get('verb')}`; choose a new --out"
+                )
             elif differing:
                 raise ConfigError(
                     f"{self.out} was made with another value of {differing[0]}; "

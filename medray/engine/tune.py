@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from medray.engine.tune_trial import FAILED, TrialPlan, run_trial
 from medray.engine.weights import read_model_json
 from medray.errors import MedrayError
 from medray.learning import Objective
+from medray.sweep_figures import shown
 
 Search = Literal["tpe", "random", "grid"]
 Stopper = Literal["asha", "median", "none"]
@@ -157,6 +159,8 @@ def _sweep(request: TuneRequest, plan: TrialPlan, *, quiet: bool) -> dict[str, P
     if not number:
         return {}
     with Progress("trials", number, quiet=quiet) as bar, state_folder(plan.out) as state:
+        epochs = request.training.hparams.epochs
+        bar.note(f"{number} of up to {epochs} epochs, {request.concurrent} at a time")
         watch = SweepWatch(plan=plan, bar=bar, budget_s=request.time_budget_s)
         _tuner(request, plan, left, watch, state).fit()
     if not planned:
@@ -231,7 +235,9 @@ class SweepWatch(tune.Callback):
         point = self.plan.point(trial.config)
         key = content_key(point)
         self.bar.advance()
-        if self.plan.ledger.find(key) is not None:
+        found = self.plan.ledger.find(key)
+        if found is not None:
+            self._tell(point, _Ending(found["status"], found["reason"], found["value"]))
             return
         if self.budget_s and time.monotonic() - self.began >= self.budget_s:
             self.cut[key] = point
@@ -254,7 +260,14 @@ class SweepWatch(tune.Callback):
             reason = storage.read_json(where)["reason"]
         self._record(point, _Ending(FAILED, reason))
 
+    def _tell(self, point: Point, ending: _Ending) -> None:
+        """Say how a trial ended, by its parameters."""
+        value = "" if ending.value is None else f"{self.plan.objective.metric} {ending.value:.4f}, "
+        named = ", ".join(f"{name} {shown(one)}" for name, one in point.items())
+        self.bar.note(f"{named}: {value}{ending.reason or ending.status}")
+
     def _record(self, point: Point, ending: _Ending) -> None:
+        self._tell(point, ending)
         record = {"params": point, **asdict(ending), "metrics": {}, "at": time.time()}
         self.plan.ledger.commit(content_key(point), record)
 
@@ -319,6 +332,7 @@ def _conclude(
         "mode": objective.mode,
         "value": best.value,
         "ci95": None,
+        "split": "val",
         "num_trials": len(trials),
     }
     with run.stage("interval"):
@@ -329,7 +343,9 @@ def _conclude(
     write_hparams(out, trials, objective.metric)
     curves = {trial.trial_id: _curve(plan, trial, objective.metric) for trial in trials}
     write_training_page(out, request.space, trials, curves, facts, model)
+    ended = Counter(trial.status for trial in trials)
     run.extra.update(best=facts, metrics=model["metrics"], inference=model["inference"])
+    run.extra["trials_by_status"] = dict(sorted(ended.items()))
     return run.finish()
 
 

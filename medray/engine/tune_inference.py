@@ -244,6 +244,7 @@ def _conclude(
         "num_cases": len(work.rows),
         "num_folds": len(set(work.folds)),
         "split": evaluated.split,
+        "makes_no_difference": len({one["value"] for one in judged}) < 2 <= len(judged),
     }
     numbers = {f"val/{name}": value for name, value in sorted(chosen["metrics"].items())}
     changes = {

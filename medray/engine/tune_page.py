@@ -51,7 +51,7 @@ def write_inference_page(
             "Held out": best["held_out"],
             **params,
         },
-        warnings=[*model_warnings(model), *_flat_warning(judged)],
+        warnings=[*model_warnings(model), *_flat_warning(best)],
         metrics=[_chosen_row(best)],
         figures=[
             *(figure for figure in curves if figure is not None),
@@ -64,6 +64,7 @@ def write_inference_page(
             "Of equal points the one amid the others was chosen.",
             "Interval: 1000 resamples of the patients, of the cases that the point was chosen on.",
             "Held out: what the choice of all other folds scores on a fold, mean of the folds.",
+            *_grid_note(metric, judged),
         ],
     )
     storage.write_atomic(storage.join(out, REPORT), render_page(page).encode())
@@ -123,10 +124,17 @@ def _chosen_row(best: Mapping[str, Any]) -> MetricRow:
     return MetricRow(name=best["metric"], value=best["value"], ci95=ends, n=best.get("num_cases"))
 
 
-def _flat_warning(judged: Sequence[Mapping[str, Any]]) -> list[str]:
-    if len({one["value"] for one in judged}) > 1:
+def _flat_warning(best: Mapping[str, Any]) -> list[str]:
+    flat = best["makes_no_difference"]
+    return ["No parameter made a difference on these cases."] if flat else []
+
+
+def _grid_note(metric: str, judged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tell measures of the original images from those of the grid that was learned on."""
+    names = [name for name in _TRADED if judged and name in judged[0]["metrics"]]
+    if not metric.startswith("native_") or not names:
         return []
-    return ["No parameter made a difference on these cases."]
+    return [f"{metric} is measured on the images' own grid, {', '.join(names)} on the training's."]
 
 
 def _slices(

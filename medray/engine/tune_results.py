@@ -66,7 +66,10 @@ def refuse_foreign_state(out: str) -> None:
 
 
 def write_trials(out: str, trials: Sequence[Trial], names: Sequence[str]) -> None:
-    """Write trials.parquet, one row a trial by its id; values that no column can hold are text."""
+    """Write trials.parquet, one row a trial by its id, all that was measured of it at the end.
+
+    Values that no column can hold are text.
+    """
     ordered = sorted(trials, key=lambda trial: trial.trial_id)
     columns: dict[str, Any] = {"trial_id": [trial.trial_id for trial in ordered]}
     for name in names:
@@ -75,6 +78,8 @@ def write_trials(out: str, trials: Sequence[Trial], names: Sequence[str]) -> Non
     columns["status"] = [trial.status for trial in ordered]
     columns["reason"] = [trial.reason for trial in ordered]
     columns["seconds"] = pa.array([trial.seconds for trial in ordered], pa.float64())
+    for name in sorted({name for trial in ordered for name in trial.metrics} - set(columns)):
+        columns[name] = pa.array([trial.metrics.get(name) for trial in ordered], pa.float64())
     storage.write_parquet(storage.join(out, TRIALS), pa.table(columns))
 
 

@@ -55,7 +55,12 @@ def inference_space(recipe: Recipe[Any], texts: Sequence[str]) -> dict[str, Doma
     if not texts:
         return dict(sweep.space)
     known = {**sweep.space, **sweep.on_request}
-    return chosen_space(known, texts, {name: type(_ends(d)[0]) for name, d in known.items()})
+    space = chosen_space(known, texts, {name: type(_ends(d)[0]) for name, d in known.items()})
+    for name, (low, high) in sweep.limits.items():
+        for value in _ends(space[name]) if name in space else ():
+            if not low <= value <= high:
+                raise ConfigError(f"--space {name}: {value:g} lies beyond {low:g} to {high:g}")
+    return space
 
 
 def chosen_space(known: Space, texts: Sequence[str], types: Mapping[str, Any]) -> dict[str, Domain]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_THRESHOLDS = 128
+# Between them thresholds are counted; of 0 every voxel would be foreground, unseen by the counts.
+THRESHOLD_LIMITS = (1 / NUM_THRESHOLDS, 1 - 1 / NUM_THRESHOLDS)
 PART_STEP = 4
 
 

@@ -177,11 +177,12 @@ def _print_metrics(out: str) -> None:
 
     report = storage.read_json(storage.join(out, "report.json"))
     typer.echo(f"{report['split']}: {report['num_cases']} cases, {report['num_patients']} patients")
+    width = 2 + max(map(len, report["metrics"]), default=0)
     for name, found in report["metrics"].items():
         low, high = found["ci95"]
         beside = report["baseline"].get(name)
         typer.echo(
-            f"  {name:<24}{_shown(found['value'])}  ({_shown(low)} to {_shown(high)})"
+            f"  {name.ljust(width)}{_shown(found['value'])}  ({_shown(low)} to {_shown(high)})"
             + (f"  baseline {_shown(beside)}" if beside is not None else "")
         )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medray import storage
 from medray.errors import ConfigError
 from medray.verbs.models import PreparedUri, checked_training
 from medray.verbs.options import (
@@ -31,7 +32,12 @@ _TRIALS, _POINTS = 16, 200
 
 Inference = Annotated[bool, typer.Option("--inference", help="Of a model, without training.")]
 Model = Annotated[str, typer.Option("--model", help="model/ or the --out above it.")]
-Trials = Annotated[int, typer.Option("--trials", min=0, help="Points; 0: 16, or the whole grid.")]
+Trials = Annotated[
+    int,
+    typer.Option(
+        "--trials", min=0, help="At most; 0: 16 trainings, 200 random points, or the whole grid."
+    ),
+]
 Concurrent = Annotated[int, typer.Option("--concurrent", min=0, help="Trials at once; 0: as fit.")]
 Spaces = Annotated[
     list[str] | None,
@@ -81,12 +87,24 @@ def tune(
         raise ConfigError("--model is for --inference")
     else:
         base = checked_training(task, data, settings, tiny=tiny, num_workers=num_workers, gpu=gpu)
-        action = _training(base, wanted)
+        action = _training(base, wanted, given=[text.partition("=")[0] for text in settings])
+    _refuse_foreign_state(out)
     summary = with_ray(
         lambda: action(out, quiet=quiet), address=address, debug=debug, trains=not inference
     )
-    _print_best(summary["best"], out, quiet=quiet)
+    _print_best(summary, out, quiet=quiet)
     conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _refuse_foreign_state(out: str) -> None:
+    """Refuse it before Ray starts.
+
+    Raises:
+        ConfigError: the output holds a sweep of Ray Tune's own.
+    """
+    from medray.engine.tune_results import refuse_foreign_state
+
+    refuse_foreign_state(storage.normalise(out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +129,21 @@ class Wanted:
         _require_among("--stop", self.stop, _STOPPERS)
 
 
-def _training(training: Any, wanted: Wanted) -> Any:
-    """Return the sweep of trainings as a call that needs Ray."""
+def _training(training: Any, wanted: Wanted, *, given: Sequence[str]) -> Any:
+    """Return the sweep of trainings as a call that needs Ray.
+
+    Raises:
+        ConfigError: what is swept was given a value too.
+    """
     from medray.engine.tune_space import grid_points, random_points, training_space
 
     space = training_space(training.recipe, training.hparams, wanted.space)
+    twice = [name for name in space if name in given]
+    if twice and wanted.space:
+        raise ConfigError(f"{twice[0]} cannot be set and swept; leave one out")
+    space = {name: domain for name, domain in space.items() if name not in twice}
+    if not space:
+        raise ConfigError("everything that the recipe sweeps is set; nothing is left")
     how = wanted.search or "tpe"
     number = wanted.trials or _TRIALS
     points = grid_points(space) if how == "grid" else []
@@ -171,7 +199,7 @@ def _inference(
     if not prepared.split("val"):
         raise ConfigError("the prepared data have no example in split val")
     learning = recipe.learning
-    objective = _objective(wanted.metric, learning.sweep.objective or learning.objective, None)
+    objective = _objective(wanted.metric, learning.sweep.objective or learning.objective, learning)
     # Before Ray starts: importing Ray Tune turns Ray's narration on again.
     from medray.engine.evaluate import EvaluateRequest
     from medray.engine.tune_inference import InferenceRequest, tune_inference
@@ -210,7 +238,7 @@ def _objective(text: str, default: Any, learning: Any) -> Any:
     Args:
         text: of `--metric`.
         default: where it is empty.
-        learning: whose metrics are known before anything is measured, or None.
+        learning: whose metrics are known before anything is measured.
 
     Raises:
         ConfigError: a metric that the recipe does not have.
@@ -223,8 +251,9 @@ def _objective(text: str, default: Any, learning: Any) -> Any:
     name, colon, mode = text.partition(":")
     if colon and mode not in {"min", "max"}:
         raise ConfigError(f"--metric {text!r}: after the colon comes min or max")
-    known = set(learning.metrics([], {})) if learning is not None else {name}
-    if name not in known:
+    known = {*learning.metrics([], {}), *learning.sweep.further_metrics, default.metric}
+    # Measures of single sites or machines are known by their rows alone.
+    if name not in known and not any(name.startswith(f"{whole}_") for whole in known):
         raise ConfigError(unknown_name("metric", name, known))
     same = default.mode if name == default.metric else "max"
     return Objective(name, mode or same)  # type: ignore[arg-type]
@@ -236,13 +265,22 @@ def _require_among(option: str, value: str, known: Sequence[str]) -> None:
         raise ConfigError(f"{option} must be one of {shown}, got {value!r}")
 
 
-def _print_best(best: dict[str, Any], out: str, *, quiet: bool) -> None:
-    """Show the chosen point, and where the report lies."""
+def _print_best(summary: dict[str, Any], out: str, *, quiet: bool) -> None:
+    """Show how trials ended, the chosen point, and where the report lies."""
     if quiet:
         return
+    best = summary["best"]
+    ended = [f"{number} {status}" for status, number in summary.get("trials_by_status", {}).items()]
+    if ended:
+        typer.echo(f"trials: {', '.join(ended)}")
     low, high = best["ci95"] or (None, None)
     between = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-    typer.echo(f"best {best['metric']} {best['value']:.4f}{between}")
+    of = ""
+    if "num_folds" in best:
+        of = f", mean of {best['num_folds']} folds of patients, of {best['num_points']} points"
+    typer.echo(f"best {best['metric']} {best['value']:.4f}{between}{of}")
+    if best.get("makes_no_difference"):
+        typer.echo("no parameter made a difference on these cases")
     for name, value in best["params"].items():
         typer.echo(
             f"  {name:<24}{value:.6g}" if isinstance(value, float) else f"  {name:<24}{value}"

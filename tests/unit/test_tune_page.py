@@ -38,6 +38,7 @@ def test_a_sweep_of_predictions_is_drawn(tmp_path):
         "held_out": 0.8,
         "num_points": 6,
         "num_cases": 23,
+        "makes_no_difference": False,
         "num_folds": 1,
         "split": "val",
     }

@@ -9,6 +9,7 @@ import pytest
 
 from medray import cli
 from medray.engine.predictor import inferred_hparams
+from medray.engine.run import Run
 from medray.engine.tune_results import Trial, refuse_foreign_state, write_trials
 from medray.errors import ConfigError
 from medray.storage import read_parquet
@@ -57,6 +58,7 @@ def refused(capsys, monkeypatch, *words: str) -> str:
         (["--stop", "pbt"], "--stop must be one of asha, median, none"),
         (["--model", "x"], "--model is for --inference"),
         (["--inference"], "--inference needs --model"),
+        (["--set", "lr=0.1", "--space", "lr"], "lr cannot be set and swept"),
     ],
 )
 def test_wrong_words(model, capsys, monkeypatch, tmp_path, words, said):
@@ -73,6 +75,10 @@ def test_wrong_words(model, capsys, monkeypatch, tmp_path, words, said):
         (TASK, ["--search", "tpe"], "--search grid or random"),
         (TASK, ["--space", "treshold=uniform(0,1)"], "did you mean 'threshold'"),
         (TASK, ["--trials", "3"], "the grid has 62 points"),
+        (TASK, ["--metric", "auc"], "unknown metric 'auc'"),
+        (TASK, ["--metric", "native_dise"], "did you mean 'native_dice'"),
+        (TASK, ["--space", "threshold=uniform(-1,0.5)"], "-1 lies beyond 0.0078125 to 0.992188"),
+        (TASK, ["--space", "threshold=choice(0.5,1)"], "1 lies beyond"),
         ("lung_classification", [], f"is a model of {TASK}, not of lung_classification"),
     ],
 )
@@ -101,16 +107,33 @@ def test_state_of_ray_tune_itself_is_refused(tmp_path):
         refuse_foreign_state(str(tmp_path))
 
 
+def test_an_output_of_another_verb_is_named(tmp_path):
+    with Run(verb="prepare", task=TASK, out=str(tmp_path), parameters={}, inputs=()) as run:
+        run.finish()
+    with (
+        pytest.raises(ConfigError, match="is an output of `medray prepare`"),
+        Run(verb="tune", task=TASK, out=str(tmp_path), parameters={}, inputs=()),
+    ):
+        raise AssertionError("the output was taken")
+
+
 def test_trials_have_a_column_a_parameter(tmp_path):
     trials = [
-        Trial(trial_id="b", params={"lr": 0.1, "f": (4, 8)}, value=0.5, status="done", metrics={}),
+        Trial(
+            trial_id="b",
+            params={"lr": 0.1, "f": (4, 8)},
+            value=0.5,
+            status="done",
+            metrics={"recall": 0.7},
+        ),
         Trial(trial_id="a", params={"lr": 1}, value=None, status="failed", reason="x", metrics={}),
     ]
     write_trials(str(tmp_path), trials, ("lr", "f"))
     rows = read_parquet(str(tmp_path / "trials.parquet")).to_pylist()
     assert [list(row) for row in rows] == [
-        ["trial_id", "lr", "f", "metric", "status", "reason", "seconds"]
+        ["trial_id", "lr", "f", "metric", "status", "reason", "seconds", "recall"]
     ] * 2
+    assert [row["recall"] for row in rows] == [None, 0.7]
     assert [row["trial_id"] for row in rows] == ["a", "b"]
     assert rows[1]["f"] == json.dumps([4, 8])
     assert [row["metric"] for row in rows] == [None, 0.5]
@@ -148,3 +171,13 @@ def test_counts_for_a_sweep_are_those_of_the_mask_that_is_written():
             assert judged["native_volume_error_ml"] == pytest.approx(
                 direct["native_volume_error_ml"]
             )
+
+
+def test_an_interrupted_sweep_says_that_it_can_go_on(model, capsys, monkeypatch, tmp_path):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medray.verbs.tuning.with_ray", interrupted)
+    where = ["--data", str(model / "data"), "--out", str(tmp_path), "--set", "filters=4,8"]
+    assert cli.run(["tune", TASK, *where]) == 130
+    assert "interrupted; finished work is kept" in capsys.readouterr().err

@@ -110,4 +110,5 @@ SWEEP = InferenceSweep(
         "aggregation": Choice(breast_rows.AGGREGATIONS),
     },
     objective=Objective("pf1", "max"),
+    limits={"threshold": (0.0, 1.0)},
 )

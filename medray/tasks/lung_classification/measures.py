@@ -90,4 +90,5 @@ SWEEP = InferenceSweep(
         "threshold": Choice(tuple(k / 50 for k in range(1, 50))),
     },
     objective=Objective("balanced_accuracy", "max"),
+    limits={"threshold": (0.0, 1.0)},
 )

@@ -123,4 +123,6 @@ SWEEP = InferenceSweep(
     # Of the joint network alone: --space mask_threshold --metric dice
     on_request={"mask_threshold": Choice(tuple(k / 32 for k in range(1, 32)))},
     objective=Objective("balanced_accuracy", "max"),
+    limits={"threshold": (0.0, 1.0), "mask_threshold": mask_rows.THRESHOLD_LIMITS},
+    further_metrics=("dice", "dice_sd", "precision", "recall", "f1"),
 )

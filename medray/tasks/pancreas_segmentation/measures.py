@@ -170,4 +170,6 @@ SWEEP = InferenceSweep(
     survey=survey,
     refine=refine,
     refined_by=("threshold", "parts"),
+    limits={"threshold": mask_rows.THRESHOLD_LIMITS},
+    further_metrics=("native_dice_sd", "native_absolute_volume_error_ml"),
 )

@@ -187,4 +187,5 @@ SWEEP = InferenceSweep(
     refine=refine,
     refined_by=("box_scale",),
     settle=settled_boxes,
+    limits={"threshold": (0.0, 1.0), "gate": (0.0, 1.0), "box_scale": (0.1, 10.0)},
 )
