@@ -38,7 +38,8 @@ def same(first, second):
 def test_recipes_are_small_and_complete(name):
     recipe = get_recipe(name)
     assert recipe.name == name
-    assert len(pickle.dumps(recipe)) < 2048
+    # Numbers and names of functions: a function that went by value would bring its module along.
+    assert len(pickle.dumps(recipe)) < 4096
     assert type(recipe.tiny_hparams) is type(recipe.hparams)
     names = {field.name for field in fields(recipe.hparams)}
     assert {"compat", *recipe.prepare_fields} <= names
