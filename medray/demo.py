@@ -112,7 +112,8 @@ def _finish(root: Path, seconds: float) -> None:
             many = f"  ({sum(1 for _ in path.rglob('*'))} files)" if path.is_dir() else ""
             sys.stdout.write(f"  {path}{many}\n")
     sys.stdout.write(
-        "Look at the contact sheet and at pancreas/evaluate/report.html. Next, on your own data:\n"
+        "Look at the contact sheet and at report.html in pancreas/evaluate, threshold and "
+        "dice-weight. Next, on your own data:\n"
         "  .venv/bin/medray index YOUR_DICOM --out index\n"
         "  .venv/bin/medray convert YOUR_DICOM --out nifti\n"
         "  .venv/bin/medray run TASK --data YOUR_DATA --out run\n"
