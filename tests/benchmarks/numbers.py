@@ -43,7 +43,7 @@ CHEST = ("foreground=whole", "height=64", "width=64", "epochs=20")
 # Points of thresholds, suppression and box size, judged on predictions that are made once.
 POINTS = {"pancreas_segmentation": 200, "lung_classification": 200, "lung_detection": 200}
 # Eight small trainings, once one after the other and once two at a time, one thread each.
-TRIALS = "--tiny --set view=box --epochs 6 --search random --trials 8 --stop none --space lr"
+TRIALS = "--tiny --set view=box --epochs 12 --search random --trials 8 --stop none --space lr"
 # Steps of the full networks, fed for real and from resident tensors, where a GPU is at hand.
 GPU_STEPS = ("pancreas_segmentation", "breast_classification", "pneumonia_detection")
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
