@@ -150,7 +150,7 @@ def _training(training: Any, wanted: Wanted, *, given: Sequence[str]) -> Any:
     if how == "random":
         points = random_points(space, number, seed=wanted.seed)
     learning = training.recipe.learning
-    objective = _objective(wanted.metric, learning.objective, learning)
+    objective = _objective(wanted.metric, learning.objective, set(learning.metrics([], {})))
     # Before Ray starts: importing Ray Tune turns Ray's narration on again.
     from medray.engine.tune import TuneRequest, tune_training
 
@@ -199,7 +199,7 @@ def _inference(
     if not prepared.split("val"):
         raise ConfigError("the prepared data have no example in split val")
     learning = recipe.learning
-    objective = _objective(wanted.metric, learning.sweep.objective or learning.objective, learning)
+    objective = _inference_objective(wanted.metric, learning)
     # Before Ray starts: importing Ray Tune turns Ray's narration on again.
     from medray.engine.evaluate import EvaluateRequest
     from medray.engine.tune_inference import InferenceRequest, tune_inference
@@ -232,13 +232,21 @@ def _inference_points(space: Any, wanted: Wanted) -> tuple[Any, ...]:
     return tuple(points)
 
 
-def _objective(text: str, default: Any, learning: Any) -> Any:
+def _inference_objective(text: str, learning: Any) -> Any:
+    """Return what points are judged by; measures of single sites are known by their rows alone."""
+    default = learning.sweep.objective or learning.objective
+    known = {*learning.metrics([], {}), *learning.sweep.further_metrics, default.metric}
+    of_parts = any(text.startswith(f"{whole}_") for whole in known)
+    return _objective(text, default, None if of_parts else known)
+
+
+def _objective(text: str, default: Any, known: set[str] | None) -> Any:
     """Return what is swept for: `name`, or `name:min` where less is better.
 
     Args:
         text: of `--metric`.
         default: where it is empty.
-        learning: whose metrics are known before anything is measured.
+        known: metrics that the task has; None where rows alone can tell.
 
     Raises:
         ConfigError: a metric that the recipe does not have.
@@ -251,9 +259,7 @@ def _objective(text: str, default: Any, learning: Any) -> Any:
     name, colon, mode = text.partition(":")
     if colon and mode not in {"min", "max"}:
         raise ConfigError(f"--metric {text!r}: after the colon comes min or max")
-    known = {*learning.metrics([], {}), *learning.sweep.further_metrics, default.metric}
-    # Measures of single sites or machines are known by their rows alone.
-    if name not in known and not any(name.startswith(f"{whole}_") for whole in known):
+    if known is not None and name not in known:
         raise ConfigError(unknown_name("metric", name, known))
     same = default.mode if name == default.metric else "max"
     return Objective(name, mode or same)  # type: ignore[arg-type]

@@ -54,6 +54,8 @@ def refused(capsys, monkeypatch, *words: str) -> str:
         (["--space", "lr=choice()"], "is empty"),
         (["--metric", "dicee"], "unknown metric 'dicee': did you mean 'dice'"),
         (["--metric", "dice:most"], "min or max"),
+        (["--metric", "dice_weight"], "unknown metric 'dice_weight'"),
+        (["--metric", "native_dice"], "unknown metric 'native_dice'"),
         (["--search", "bayes"], "--search must be one of tpe, random, grid"),
         (["--stop", "pbt"], "--stop must be one of asha, median, none"),
         (["--model", "x"], "--model is for --inference"),
