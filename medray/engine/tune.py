@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from medray.engine.tune_results import (
     BEST,
     Trial,
     copy_package,
+    counts_by_status,
     refuse_foreign_state,
     write_hparams,
     write_trials,
@@ -343,9 +343,8 @@ def _conclude(
     write_hparams(out, trials, objective.metric)
     curves = {trial.trial_id: _curve(plan, trial, objective.metric) for trial in trials}
     write_training_page(out, request.space, trials, curves, facts, model)
-    ended = Counter(trial.status for trial in trials)
     run.extra.update(best=facts, metrics=model["metrics"], inference=model["inference"])
-    run.extra["trials_by_status"] = dict(sorted(ended.items()))
+    run.extra["trials_by_status"] = counts_by_status(trials)
     return run.finish()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from medray import storage
 from medray.engine.package import model_warnings
-from medray.engine.tune_results import Trial
+from medray.engine.tune_results import Trial, counts_by_status
 from medray.engine.tune_space import Space
 from medray.figures import Figure
 from medray.learning import Choice, LogUniform
@@ -93,10 +93,7 @@ def write_training_page(
         for trial in trials
         if trial.value is not None
     ]
-    metric, params = best["metric"], best["params"]
-    counts = dict.fromkeys(("done", "stopped", "failed", "unfinished"), 0)
-    for trial in trials:
-        counts[trial.status] += 1
+    metric, params, counts = best["metric"], best["params"], counts_by_status(trials)
     drawn = [_curve(name, domain, known, best) for name, domain in space.items()]
     page = Page(
         task=model["task"],
@@ -104,7 +101,7 @@ def write_training_page(
         split="val",
         model_version=model["version"],
         weights_sha256=model["weights_sha256"],
-        facts={**{name.capitalize(): n for name, n in counts.items() if n}, **params},
+        facts={**{name.capitalize(): n for name, n in counts.items()}, **params},
         warnings=model_warnings(model),
         metrics=[_chosen_row(best)],
         figures=[

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ BEST = "best.json"
 TRIALS = "trials.parquet"
 # How Ray Tune keeps its own state: pickled, so never read.
 _FOREIGN_STATE = ("tuner.pkl", "trainer.pkl")
+
+_STATUSES = ("done", "stopped", "failed", "unfinished")
 
 # A file a trial: more of them than this nobody tells apart.
 _MOST_HPARAMS = 48
@@ -49,6 +52,14 @@ class Trial:
     seconds: float = 0.0
     metrics: Mapping[str, float | None]
     ended_s: float = 0.0
+
+
+def counts_by_status(trials: Sequence[Trial]) -> dict[str, int]:
+    """Return how many trials ended in which way, the good ways first; none is left out."""
+    ended = Counter(trial.status for trial in trials)
+    return {
+        name: ended[name] for name in ("done", "stopped", "failed", "unfinished") if ended[name]
+    }
 
 
 def refuse_foreign_state(out: str) -> None:
