@@ -1,0 +1,1 @@
+"""The HTTP service without Ray: keys, limits, problems, jobs and the page."""
