@@ -1,46 +1,77 @@
-"""Samples through a model: the one way from an image to a prediction. No Ray here."""
+"""Samples to predictions: the one way, whoever computes the networks. No Ray, no torch here.
 
-from collections.abc import Sequence
-from dataclasses import replace
+A case is a generator of questions to networks: it holds the image, and only what a network needs
+leaves it. `predict` and `evaluate` answer on the spot, `serve` asks its replicas.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
+
+import numpy as np
 
 from medray.datasets.record import Sample
-from medray.engine.examples import example_facts
-from medray.engine.predictor import Predictor
-from medray.engine.upstream import Upstream, with_upstream
+from medray.engine.examples import batch_arrays, example_facts
+from medray.engine.interpreter import Interpreter
+from medray.errors import DataError
 from medray.learning import Prediction
+from medray.recipe import Prepared
+
+Answers: TypeAlias = Sequence[Mapping[str, np.ndarray]]
+ResultT = TypeVar("ResultT")
 
 
-def predict_sample(
-    predictor: Predictor, sample: Sample, chain: Sequence[Upstream] = ()
-) -> Prediction:
-    """Return what a model says of a sample; its label, boxes and mask are not looked at.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a case asks of a network.
 
-    Args:
-        predictor: the loaded model.
-        sample: a decoded image.
-        chain: models of the package that make parts of the sample first.
+    Attributes:
+        model: the part that an upstream model makes, such as `mask`; empty for the task's own.
+        examples: arrays of one or several examples of one size.
+    """
+
+    model: str
+    examples: tuple[Mapping[str, np.ndarray], ...]
+
+
+Steps: TypeAlias = Generator[Question, Answers, ResultT]
+
+
+def answered(steps: Steps[ResultT], network: Callable[[Question], Answers]) -> ResultT:
+    """Run a case to its end; what the network refuses is the case's to judge.
 
     Raises:
-        DataError: why the task cannot take this image.
-        ConfigError: the network needs a part that no model makes.
+        DataError, ConfigError: as the case.
     """
-    return predict_samples(predictor, [sample], chain)[0]
+    try:
+        question = next(steps)
+        while True:
+            try:
+                answers = network(question)
+            except DataError as error:
+                question = steps.throw(error)
+            else:
+                question = steps.send(answers)
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result
 
 
-def predict_samples(
-    predictor: Predictor, samples: Sequence[Sample], chain: Sequence[Upstream] = ()
+def ask_of(model: str, found: Sequence[Prepared]) -> Question:
+    """Return the question that prepared examples are."""
+    return Question(model=model, examples=tuple(batch_arrays(one.arrays) for one in found))
+
+
+def judged(
+    interpreter: Interpreter, found: Sequence[Prepared], answers: Answers
 ) -> list[Prediction]:
-    """Return what a model says of each of a few samples of one size, in one pass.
-
-    Raises:
-        DataError, ConfigError: as `predict_sample`, of the first one that cannot be taken.
-    """
-    found = []
-    for sample in samples:
-        bare = replace(sample, label=-1, boxes_xyxy_px=None, box_labels=None, mask=None)
-        found.append(predictor.recipe.prepare(with_upstream(bare, chain), predictor.hparams))
-    probabilities = predictor.probabilities([prepared.arrays for prepared in found])
+    """Return what a network's answers mean, each in the terms of its image."""
     return [
-        predictor.decode(one, example_facts(prepared, key=""))
-        for one, prepared in zip(probabilities, found, strict=True)
+        interpreter.decode(interpreter.settle(one), example_facts(prepared, key=""))
+        for one, prepared in zip(answers, found, strict=True)
     ]
+
+
+def bare_sample(sample: Sample) -> Sample:
+    """Return a sample without what prediction must not see: its label, boxes and mask."""
+    return replace(sample, label=-1, boxes_xyxy_px=None, box_labels=None, mask=None)

@@ -13,8 +13,8 @@ from medray.engine.actor_pool import Pool
 from medray.engine.evaluate_page import write_page
 from medray.engine.evaluate_task import EvaluateActor
 from medray.engine.example_pool import ExamplePlan, rows_of_examples
+from medray.engine.interpreter import model_hparams
 from medray.engine.ledger import Ledger, content_key
-from medray.engine.predictor import model_hparams
 from medray.engine.prepared import PreparedData
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED

@@ -11,11 +11,11 @@ from medray.engine.actor_pool import Pool, map_with_actors
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.data import Item
 from medray.engine.index import require_sources, unreadable_files
+from medray.engine.interpreter import model_hparams
 from medray.engine.ledger import Ledger, content_key, result_record
 from medray.engine.predict_output import SUBMISSION
 from medray.engine.predict_sources import Case, Found, find_cases
 from medray.engine.predict_task import PredictActor
-from medray.engine.predictor import model_hparams
 from medray.engine.progress import Progress
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED, RESULTS

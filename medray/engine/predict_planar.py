@@ -8,10 +8,10 @@ import numpy as np
 
 from medray.datasets.loading import load_sample
 from medray.datasets.record import ImageSource, Record, Sample
-from medray.engine.case import predict_samples
-from medray.engine.predictor import Predictor
+from medray.engine.case import Steps
+from medray.engine.interpreter import Interpreter
 from medray.engine.prepare_task import CountingReader
-from medray.engine.upstream import Upstream
+from medray.engine.upstream import Upstream, predict_steps
 from medray.errors import DataError
 from medray.learning import Prediction
 from medray.volume import Image2D
@@ -79,14 +79,14 @@ class PlanarAnswer:
             self.best, self.image = prediction, image
 
 
-def predict_images(
-    predictor: Predictor,
+def planar_steps(
+    interpreter: Interpreter,
     source: ImageSource,
     sop_uids: Sequence[str],
     reader: CountingReader,
     chain: Sequence[Upstream] = (),
-) -> PlanarAnswer:
-    """Return what a model says of all images of a source.
+) -> Steps[PlanarAnswer]:
+    """Say what a model makes of all images of a source.
 
     An image that cannot be used is counted; the others go on.
 
@@ -101,31 +101,31 @@ def predict_images(
             continue
         group.append((sample, sop_uid))
         if len(group) == _AT_ONCE:
-            _predict_group(predictor, group, chain, answer)
+            yield from _group_steps(interpreter, group, chain, answer)
             group = []
     if group:
-        _predict_group(predictor, group, chain, answer)
+        yield from _group_steps(interpreter, group, chain, answer)
     if answer.best is None:
         raise answer.first_error or DataError("no_pixels", "the case holds no image")
     answer.boxes.sort(key=lambda box: (-box.score, box.sop_uid, box.box_xyxy_px))
     return answer
 
 
-def _predict_group(
-    predictor: Predictor,
+def _group_steps(
+    interpreter: Interpreter,
     group: Sequence[tuple[Sample, str]],
     chain: Sequence[Upstream],
     answer: PlanarAnswer,
-) -> None:
+) -> Steps[None]:
     """Predict a few images; where one of them is refused, each by itself."""
     try:
-        found = predict_samples(predictor, [sample for sample, _ in group], chain)
+        found = yield from predict_steps(interpreter, [sample for sample, _ in group], chain)
     except DataError as error:
         if len(group) == 1:
             answer.refuse(error)
             return
         for one in group:
-            _predict_group(predictor, [one], chain, answer)
+            yield from _group_steps(interpreter, [one], chain, answer)
         return
     for (sample, sop_uid), prediction in zip(group, found, strict=True):
         assert isinstance(sample.image, Image2D)

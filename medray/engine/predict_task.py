@@ -5,18 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from medray.datasets.loading import load_sample
 from medray.dicom.decoder import process_decoder
 from medray.engine.actor_pool import answer_block
-from medray.engine.case import predict_sample
+from medray.engine.case import answered
+from medray.engine.case_answer import answer_steps, case_key
 from medray.engine.ledger import Ledger
-from medray.engine.predict_output import SUBMISSION, Answer, write_case
-from medray.engine.predict_planar import predict_images
-from medray.engine.predict_sources import source_record
+from medray.engine.predict_output import SUBMISSION, write_case
 from medray.engine.predictor import Predictor
 from medray.engine.prepare_task import CountingReader
+from medray.engine.upstream import network_of
 from medray.errors import ConfigError, DataError
-from medray.volume import Volume
 
 if TYPE_CHECKING:
     from medray.engine.predict import PredictRequest
@@ -58,8 +56,9 @@ class PredictActor:
         }
         reader = CountingReader(process_decoder())
         try:
-            find = self._on_images if self.predictor.recipe.is_planar else self._on_volume
-            answer = find(payload, reader)
+            chain = self.request.upstream
+            steps = answer_steps(self.predictor, chain, payload, reader)
+            answer = answered(steps, network_of(self.predictor, chain))
             row = write_case(self.out, answer, self.predictor.facts, self.request.formats)
             record.update(key=row["key"], row=row)
             if SUBMISSION in self.request.formats:
@@ -74,43 +73,7 @@ class PredictActor:
         except ConfigError as error:
             return {"stop": str(error)}
         if record["reason"]:
-            record["key"] = _case_key(payload, reader) or record["key"]
+            record["key"] = case_key(payload, reader) or record["key"]
         if record["reason"] not in _PASSING:
             self.ledger.commit(payload["work_key"], record)
         return {"record": record, "cost": {"bytes": reader.num_bytes}}
-
-    def _on_volume(self, payload: Mapping[str, Any], reader: CountingReader) -> Answer:
-        sample = load_sample(source_record(payload["source"]), reader)
-        prediction = predict_sample(self.predictor, sample, self.request.upstream)
-        image = sample.image
-        if not isinstance(image, Volume):
-            raise DataError("wrong_modality", "the task takes volumes")
-        return Answer(
-            key=_case_key(payload, reader),
-            series_uid=payload["source"]["series_uid"],
-            image=image,
-            prediction=prediction,
-            flags=tuple(sorted({*payload["flags"], *image.flags})),
-        )
-
-    def _on_images(self, payload: Mapping[str, Any], reader: CountingReader) -> Answer:
-        source = source_record(payload["source"]).image
-        chain = self.request.upstream
-        found = predict_images(self.predictor, source, payload["sop_uids"], reader, chain)
-        assert found.best is not None
-        assert found.image is not None
-        return Answer(
-            key=_case_key(payload, reader),
-            series_uid=payload["source"]["series_uid"],
-            image=found.image,
-            prediction=found.best,
-            flags=tuple(sorted({*payload["flags"], *found.refused})),
-            status="partial" if found.refused else "complete",
-            boxes=tuple(found.boxes),
-            images=tuple(found.images),
-        )
-
-
-def _case_key(payload: Mapping[str, Any], reader: CountingReader) -> str:
-    """Return the series_key; of another file 16 digits of its bytes' sha256, once it is read."""
-    return str(payload["key"] or "".join(reader.sha256s[:1])[:16])

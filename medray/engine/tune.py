@@ -11,9 +11,9 @@ from ray import tune
 
 from medray import storage
 from medray.engine.evaluate import EvaluateRequest
+from medray.engine.interpreter import model_hparams
 from medray.engine.ledger import content_key
 from medray.engine.package import Training
-from medray.engine.predictor import model_hparams
 from medray.engine.progress import Progress
 from medray.engine.run import Counts, Run
 from medray.engine.train import state_folder

@@ -10,8 +10,8 @@ from ray import tune
 
 from medray import storage
 from medray.engine.evaluate import EvaluateRequest, require_same_grid
+from medray.engine.interpreter import inferred_hparams, model_hparams
 from medray.engine.ledger import Ledger, content_key
-from medray.engine.predictor import inferred_hparams, model_hparams
 from medray.engine.run import Run
 from medray.engine.schemas import REJECTED
 from medray.engine.train import state_folder

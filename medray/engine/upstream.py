@@ -9,7 +9,8 @@ import numpy as np
 
 from medray import storage
 from medray.datasets.record import Sample
-from medray.engine.examples import example_facts
+from medray.engine.case import Answers, Question, Steps, answered, ask_of, bare_sample, judged
+from medray.engine.interpreter import Interpreter
 from medray.engine.weights import package_uri, read_checked_weights, read_model_json
 from medray.errors import ConfigError, DataError
 from medray.learning import Prediction
@@ -91,30 +92,90 @@ def _upstream(part: str, uri: str, recipe_of: Callable[[str], Recipe[Any]]) -> U
     return Upstream(part=part, recipe=recipe, uri=uri, weights_sha256=facts["weights_sha256"])
 
 
-def with_upstream(sample: Sample, chain: Sequence[Upstream]) -> Sample:
-    """Return the sample with the parts that the models make, in place of what it had.
+def upstream_steps(sample: Sample, chain: Sequence[Upstream]) -> Steps[Sample]:
+    """Give the sample the parts that the models make, in place of what it had.
 
     Raises:
         DataError: the first reason why a model cannot take this image.
     """
     for model in chain:
-        sample = _MAKERS[model.part](sample, model)
+        interpreter = _interpreter(model)
+        bare = Sample(image=sample.image, meta=sample.meta)
+        prepared = [model.recipe.prepare(bare, interpreter.hparams)]
+        answers = yield ask_of(model.part, prepared)
+        (prediction,) = judged(interpreter, prepared, answers)
+        sample = _MAKERS[model.part](sample, prediction)
     return sample
 
 
-def _with_mask(sample: Sample, model: Upstream) -> Sample:
+def with_upstream(sample: Sample, chain: Sequence[Upstream]) -> Sample:
+    """Return the sample with the parts that the models make, computed here.
+
+    Raises:
+        DataError: as `upstream_steps`.
+    """
+    return answered(upstream_steps(sample, chain), upstream_network(chain))
+
+
+def upstream_network(chain: Sequence[Upstream]) -> Callable[[Question], Answers]:
+    """Return what answers for the models of a chain in this process, each loaded once."""
+    models = {model.part: model for model in chain}
+    return lambda question: _loaded(models[question.model]).answer(question.examples)
+
+
+def predict_steps(
+    interpreter: Interpreter, samples: Sequence[Sample], chain: Sequence[Upstream] = ()
+) -> Steps[list[Prediction]]:
+    """Say what a model makes of a few samples of one size; their labels are not looked at.
+
+    Args:
+        interpreter: of the model.
+        samples: decoded images.
+        chain: models of the package that make parts of each sample first.
+
+    Raises:
+        DataError: why the task cannot take the first of these images that it refuses.
+        ConfigError: the network needs a part that no model makes.
+    """
+    found = []
+    for sample in samples:
+        whole = yield from upstream_steps(bare_sample(sample), chain)
+        found.append(interpreter.recipe.prepare(whole, interpreter.hparams))
+    answers = yield ask_of("", found)
+    return judged(interpreter, found, answers)
+
+
+def network_of(
+    predictor: "Predictor", chain: Sequence[Upstream] = ()
+) -> Callable[[Question], Answers]:
+    """Return what answers for a model and those before it in this process."""
+    upstream = upstream_network(chain)
+    return lambda asked: upstream(asked) if asked.model else predictor.answer(asked.examples)
+
+
+def predict_sample(
+    predictor: "Predictor", sample: Sample, chain: Sequence[Upstream] = ()
+) -> Prediction:
+    """Return what a loaded model says of a sample.
+
+    Raises:
+        DataError, ConfigError: as `predict_steps`.
+    """
+    steps = predict_steps(predictor, [sample], chain)
+    return answered(steps, network_of(predictor, chain))[0]
+
+
+def _with_mask(sample: Sample, found: Prediction) -> Sample:
     image = sample.image
     if not isinstance(image, Volume):
         raise DataError("wrong_modality", "a mask needs a volume to lie on")
-    mask = _predicted(sample, model).mask
-    if mask is None or mask.shape != image.array.shape:
+    if found.mask is None or found.mask.shape != image.array.shape:
         raise DataError("model_output_invalid", "the upstream model gave no mask of this grid")
-    return dataclasses.replace(sample, mask=image.with_array(mask))
+    return dataclasses.replace(sample, mask=image.with_array(found.mask))
 
 
-def _with_boxes(sample: Sample, model: Upstream) -> Sample:
+def _with_boxes(sample: Sample, found: Prediction) -> Sample:
     """Return the sample with the found boxes, best first; there may be none."""
-    found = _predicted(sample, model)
     if found.boxes_xyxy_px is None:
         raise DataError("model_output_invalid", "the upstream model gave no boxes")
     return dataclasses.replace(
@@ -124,22 +185,22 @@ def _with_boxes(sample: Sample, model: Upstream) -> Sample:
     )
 
 
-_MAKERS: dict[str, Callable[[Sample, Upstream], Sample]] = {
+_MAKERS: dict[str, Callable[[Sample, Prediction], Sample]] = {
     "mask": _with_mask,
     "boxes": _with_boxes,
 }
 
-
-def _predicted(sample: Sample, model: Upstream) -> Prediction:
-    predictor = _loaded(model)
-    bare = Sample(image=sample.image, meta=sample.meta)
-    prepared = model.recipe.prepare(bare, predictor.hparams)
-    probabilities = predictor.probabilities([prepared.arrays])[0]
-    return predictor.decode(probabilities, example_facts(prepared, key=""))
-
-
-# Loaded once in a process, newest last.
+# Kept in a process, newest last: descriptions by address and hash, and networks.
+_READ: dict[tuple[str, str], Interpreter] = {}
 _LOADED: "dict[tuple[str, str], Predictor]" = {}
+
+
+def _interpreter(model: Upstream) -> Interpreter:
+    key = (model.uri, model.weights_sha256)
+    if key not in _READ:
+        _make_room(_READ)
+        _READ[key] = Interpreter(model.recipe, model.uri)
+    return _READ[key]
 
 
 def _loaded(model: Upstream) -> "Predictor":
@@ -147,10 +208,14 @@ def _loaded(model: Upstream) -> "Predictor":
 
     key = (model.uri, model.weights_sha256)
     if key not in _LOADED:
-        while len(_LOADED) >= _KEPT_IN_A_PROCESS:
-            del _LOADED[next(iter(_LOADED))]
+        _make_room(_LOADED)
         _LOADED[key] = Predictor(model.recipe, model.uri)
     return _LOADED[key]
+
+
+def _make_room(kept: dict[tuple[str, str], Any]) -> None:
+    while len(kept) >= _KEPT_IN_A_PROCESS:
+        del kept[next(iter(kept))]
 
 
 def pack_upstream(out: str, chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medray import cli
-from medray.engine.predictor import inferred_hparams
+from medray.engine.interpreter import inferred_hparams
 from medray.engine.run import Run
 from medray.engine.tune_results import Trial, refuse_foreign_state, write_trials
 from medray.errors import ConfigError
