@@ -7,7 +7,7 @@ from typing import Any
 from medray.datasets.loading import load_sample
 from medray.datasets.record import Sample
 from medray.dicom.decoder import process_decoder
-from medray.engine.predict_sources import one_record
+from medray.engine.case_listing import one_record
 from medray.engine.predictor import Predictor
 from medray.engine.prepare_task import CountingReader
 from medray.engine.upstream import Upstream, packed_upstream, predict_sample

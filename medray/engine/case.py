@@ -6,7 +6,7 @@ leaves it. `predict` and `evaluate` answer on the spot, `serve` asks its replica
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -37,24 +37,46 @@ class Question:
 Steps: TypeAlias = Generator[Question, Answers, ResultT]
 
 
-def answered(steps: Steps[ResultT], network: Callable[[Question], Answers]) -> ResultT:
-    """Run a case to its end; what the network refuses is the case's to judge.
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[ResultT]):
+    """The end of a case."""
+
+    result: ResultT
+
+
+def advance(
+    steps: Steps[ResultT], said: Answers | DataError | None
+) -> Question | Finished[ResultT]:
+    """Go on to a case's next question, or to its end.
+
+    Args:
+        steps: of the case.
+        said: to the last question: answers, or why there are none; None at the start.
 
     Raises:
-        DataError, ConfigError: as the case.
+        DataError, ConfigError: as the case; what a network refuses is its to judge.
     """
     try:
-        question = next(steps)
-        while True:
-            try:
-                answers = network(question)
-            except DataError as error:
-                question = steps.throw(error)
-            else:
-                question = steps.send(answers)
+        if said is None:
+            return next(steps)
+        return steps.throw(said) if isinstance(said, DataError) else steps.send(said)
     except StopIteration as end:
-        result: ResultT = end.value
-        return result
+        return Finished(end.value)
+
+
+def answered(steps: Steps[ResultT], network: Callable[[Question], Answers]) -> ResultT:
+    """Run a case to its end with networks that answer on the spot.
+
+    Raises:
+        DataError, ConfigError: as `advance`.
+    """
+    said: Answers | DataError | None = None
+    while not isinstance(step := advance(steps, said), Finished):
+        try:
+            said = network(step)
+        except DataError as error:
+            said = error
+    return step.result
 
 
 def ask_of(model: str, found: Sequence[Prepared]) -> Question:

@@ -207,7 +207,7 @@ def group_bucket(payload: dict[str, Any], *, out: str) -> dict[str, Any]:
     stacks = split_series(instances)
     where = storage.join(out, "series", f"{payload['name']}.parquet")
     storage.write_parquet(
-        where, pa.Table.from_pylist([_series_row(s) for s in stacks], schema=SERIES)
+        where, pa.Table.from_pylist([series_row(s) for s in stacks], schema=SERIES)
     )
     verdicts: dict[str, int] = {}
     for stack in stacks:
@@ -224,7 +224,8 @@ def _instance(row: dict[str, Any]) -> Instance:
     )
 
 
-def _series_row(stack: Stack) -> dict[str, Any]:
+def series_row(stack: Stack) -> dict[str, Any]:
+    """Return the row of the series table that a stack is."""
     header = stack.header
     geometry = stack.geometry
     return {

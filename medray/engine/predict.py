@@ -8,6 +8,7 @@ from typing import Any
 from medray import storage
 from medray.config import unknown_name
 from medray.engine.actor_pool import Pool, map_with_actors
+from medray.engine.case_listing import case_refusal
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.data import Item
 from medray.engine.index import require_sources, unreadable_files
@@ -31,9 +32,6 @@ _ALL_FORMATS = (*FORMATS, SUBMISSION)
 _TRANSFORM_VERSION = 1
 # A worker with torch, a model and its activations.
 _MODEL_BYTES = 1536 << 20
-_UNKNOWN_MODALITY = "unknown"
-# Two names of a digital radiograph.
-_KIN = {"DX": "CR"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +118,9 @@ def _plan(
     for case in found.cases:
         work_key = _work_key(case, run.parameters)
         item = _item(case, work_key, request.recipe)
-        refusal = _refusal(case, facts, too_large=bool(limit) and item.peak_bytes > limit)
+        refusal = case_refusal(case, facts)
+        if refusal is None and limit and item.peak_bytes > limit:
+            refusal = "too_large", "the case needs more memory than any node has"
         if refusal is not None:
             run.counts.add("rejected", refusal[0])
             settled.append(case.refused(*refusal))
@@ -131,17 +131,6 @@ def _plan(
         else:
             items.append(item)
     return items, settled
-
-
-def _refusal(case: Case, facts: Mapping[str, Any], *, too_large: bool) -> tuple[str, str] | None:
-    """Return why a case is not given to the model."""
-    trained_on = {_KIN.get(name, name) for name in facts["fingerprint"].get("modalities", {})}
-    trained_on.discard(_UNKNOWN_MODALITY)
-    if case.modality and trained_on and _KIN.get(case.modality, case.modality) not in trained_on:
-        return "wrong_modality", "the model was trained on images of another modality"
-    if too_large:
-        return "too_large", "the case needs more memory than any node has"
-    return None
 
 
 def _work_key(case: Case, parameters: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What is written of one case: mask, result and picture, the mask read back before it counts."""
 
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +85,7 @@ def write_case(
         storage.write_atomic(storage.join(out, outputs[-1]), _picture(answer, result, facts))
     if "json" in formats:
         outputs.append(f"{answer.key}/{RESULT_NAME}")
-        storage.write_json(storage.join(out, outputs[-1]), _document(result, facts))
+        storage.write_json(storage.join(out, outputs[-1]), case_document([result], facts))
     return {
         **{name: result[name] for name in ("key", "series_uid", "status", "score", "label")},
         "volume_ml": result["volume_ml"],
@@ -94,9 +95,18 @@ def write_case(
     }
 
 
-def case_result(answer: Answer, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result object of one case (docs/DESIGN section 6)."""
+def case_result(
+    answer: Answer, facts: Mapping[str, Any], inference: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the result object of one case (docs/DESIGN section 6).
+
+    Args:
+        answer: of the case.
+        facts: content of model.json.
+        inference: parameters in place of the package's own.
+    """
     found, names = answer.prediction, facts["labels"]
+    chosen = {**facts["inference"], **(inference or {})}
     score = found.score
     if score is None and found.scores:
         score = found.scores[found.label]
@@ -109,23 +119,60 @@ def case_result(answer: Answer, facts: Mapping[str, Any]) -> dict[str, Any]:
         "class_scores": dict(zip(names, found.scores, strict=True)) if found.scores else {},
         "boxes": boxes_json(answer.boxes, names),
         "volume_ml": found.volume_ml,
-        "threshold": facts["inference"].get("threshold"),
+        "threshold": chosen.get("threshold"),
         "conformity": None,
         "flags": list(answer.flags),
     }
-    if "mask_threshold" in facts["inference"]:
-        result["mask_threshold"] = facts["inference"]["mask_threshold"]
+    if "mask_threshold" in chosen:
+        result["mask_threshold"] = chosen["mask_threshold"]
     return result
 
 
-def _document(result: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def case_document(
+    results: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], *, model: str = ""
+) -> dict[str, Any]:
+    """Return results with what says where they come from.
+
+    Args:
+        results: of `case_result`.
+        facts: content of model.json.
+        model: its name where it has one; else the task's.
+    """
     return {
-        "model": facts["task"],
+        "model": model or facts["task"],
         "version": facts["version"],
         "weights_sha256": facts["weights_sha256"],
         "notice": NOTICE,
-        "results": [dict(result)],
+        "results": [dict(result) for result in results],
     }
+
+
+def answer_file(
+    answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any], kind: str
+) -> tuple[str, bytes] | None:
+    """Return one file of an answer by name and bytes, proven like those of `write_case`.
+
+    Args:
+        answer: of the case.
+        result: of `case_result`.
+        facts: content of model.json.
+        kind: `png` or `nifti`.
+
+    Returns:
+        None where the answer has no such file.
+
+    Raises:
+        DataError: output_mismatch or no_geometry.
+    """
+    if kind == "png":
+        return PICTURE_NAME, _picture(answer, result, facts)
+    mask = answer.mask
+    if kind != "nifti" or mask is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="medray-") as folder:
+        where = storage.join(folder, MASK_NAME)
+        write_volume(where, mask, gz=True, proof=True)
+        return MASK_NAME, storage.read_bytes(where)
 
 
 def _picture(answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:

@@ -1,20 +1,17 @@
 """What a prediction works on: series of an index, and volumes or images outside DICOM."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from medray import storage
 from medray.datasets.record import FileRef, ImageSource, Record
-from medray.dicom.header import InstanceHeader
-from medray.dicom.series import Instance, split_series
-from medray.engine.crawl import read_header
 from medray.engine.index import index_of
 from medray.engine.run import Run
 from medray.engine.series_table import foreign_files, read_series, unpack_instances
 from medray.engine.series_verdict import refused_series, series_refusal
-from medray.errors import ConfigError, DataError
+from medray.errors import DataError
 from medray.formats.images import IMAGE_SUFFIXES
 from medray.formats.volumes import VOLUME_SUFFIXES
 
@@ -110,7 +107,7 @@ def find_cases(
     Args:
         planar: the task takes single images: PNG and JPEG, and each instance of a series.
     """
-    kind = _PLANAR if planar else _VOLUMES
+    kind = PLANAR if planar else VOLUMES
     named = {source: file for source in sources if (file := kind.named(source)) is not None}
     others = [source for source in sources if source not in named]
     found = Found(cases=[kind.of_file(file) for file in named.values()], rejected=[])
@@ -128,7 +125,7 @@ def find_cases(
             continue
         refusal = series_refusal(row, planar=planar)
         if refusal is None:
-            found.cases.append(_of_series(row, planar=planar))
+            found.cases.append(case_of_series(row, planar=planar))
         else:
             run.counts.add(*refusal[:2])
             if refusal[0] == "rejected":
@@ -143,46 +140,8 @@ def find_cases(
     return found
 
 
-def one_record(uri: str, *, planar: bool = False) -> Record:
-    """Return the only volume, or the only image, at a URI as a record, without an index.
-
-    Raises:
-        ConfigError: there is none, or there are several.
-        DataError: the only one cannot be used.
-    """
-    kind = _PLANAR if planar else _VOLUMES
-    file = kind.named(uri)
-    if file is not None:
-        return Record(name="", patient_id="", image=kind.of_file(file).source)
-    found = list(_instances(uri))
-    if planar:
-        if len(found) != 1:
-            raise ConfigError(f"{len(found)} images lie there; name one file")
-        one = FileRef(found[0].uri, found[0].bytes, found[0].stamp)
-        return Record(name="", patient_id="", image=ImageSource(form="instance", files=(one,)))
-    stacks = split_series(found)
-    good = [stack for stack in stacks if stack.verdict == "ok" and stack.kind == "volume"]
-    if len(good) != 1 and len(stacks) == 1:
-        raise DataError(stacks[0].verdict, stacks[0].detail or "the series is no volume")
-    if len(good) != 1:
-        raise ConfigError(f"{len(good)} volumes lie there; name one series or one volume file")
-    files = tuple(FileRef(item.uri, item.bytes, item.stamp) for item in good[0].instances)
-    source = ImageSource(form="series", files=files, series_key=good[0].series_key)
-    return Record(name="", patient_id="", image=source)
-
-
-def _instances(uri: str) -> Iterator[Instance]:
-    for entry in storage.list_files(uri):
-        try:
-            header: InstanceHeader = read_header(entry.uri, entry.bytes)
-        except DataError:
-            continue
-        if header.has_pixels:
-            yield Instance(uri=entry.uri, bytes=entry.bytes, stamp=entry.stamp, header=header)
-
-
 @dataclass(frozen=True, slots=True)
-class _FileKind:
+class FileKind:
     """Files outside DICOM that a task takes.
 
     Attributes:
@@ -212,11 +171,11 @@ class _FileKind:
         return Case(key="", source=source, native_bytes=packing * file.bytes)
 
 
-_VOLUMES = _FileKind("volume_file", VOLUME_SUFFIXES, (".gz", ".nrrd", ".mha"))
-_PLANAR = _FileKind("image_file", IMAGE_SUFFIXES, IMAGE_SUFFIXES)
+VOLUMES = FileKind("volume_file", VOLUME_SUFFIXES, (".gz", ".nrrd", ".mha"))
+PLANAR = FileKind("image_file", IMAGE_SUFFIXES, IMAGE_SUFFIXES)
 
 
-def _of_series(row: dict[str, Any], *, planar: bool) -> Case:
+def case_of_series(row: dict[str, Any], *, planar: bool) -> Case:
     """Return the case of a series; headers are parsed only where images are named one by one."""
     files = tuple(FileRef(item["uri"], item["bytes"], item["stamp"]) for item in row["instances"])
     return Case(
