@@ -19,6 +19,7 @@ from medray.volume import Image2D, Volume
 # A format that is no file of a case: one table of all of them.
 SUBMISSION = "submission"
 MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
+FILE_NAMES = {"json": RESULT_NAME, "nifti": MASK_NAME, "png": PICTURE_NAME}
 # A mask without a voxel is an answer, and one that a reader must not miss.
 _NOTHING_FOUND = "mask_empty"
 _SHOWN_SCORES = 4

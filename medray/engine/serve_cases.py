@@ -20,7 +20,7 @@ from medray.engine.predict_sources import Case
 from medray.engine.prepare_task import CountingReader
 from medray.engine.serve_model import NetworkAsk
 from medray.engine.serve_retry import repeated
-from medray.engine.serve_spec import RecipeOf, Served, network_name, served_model
+from medray.engine.serve_spec import RecipeOf, Served, network_name, read_models
 from medray.errors import ConfigError, DataError
 
 _NETWORK_WITHIN_S = 120.0
@@ -99,15 +99,7 @@ class CaseReplica:
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take other thresholds or packages; cases that have begun end with what they began."""
-        models: dict[str, Served | DataError] = {}
-        for name, model in config["models"].items():
-            try:
-                models[name] = served_model(name, model, self.recipe_of)
-            except DataError as error:
-                models[name] = error
-            except ConfigError as error:
-                models[name] = DataError("model_missing", str(error))
-        self.models = models
+        self.models = read_models(config, self.recipe_of)
 
     async def answer(self, request: CaseRequest, body: Any) -> CaseReply:
         """Answer an upload or a URI.

@@ -137,6 +137,19 @@ def served_model(name: str, model: Mapping[str, Any], recipe_of: RecipeOf) -> Se
     return Served(name=name, interpreter=interpreter, upstream=upstream, networks=networks)
 
 
+def read_models(config: Mapping[str, Any], recipe_of: RecipeOf) -> dict[str, Served | DataError]:
+    """Return the models of a user_config by name; of one that cannot be used, why."""
+    models: dict[str, Served | DataError] = {}
+    for name, model in config["models"].items():
+        try:
+            models[name] = served_model(name, model, recipe_of)
+        except DataError as error:
+            models[name] = error
+        except ConfigError as error:
+            models[name] = DataError("model_missing", str(error))
+    return models
+
+
 def network_name(model: str, part: str) -> str:
     """Return the name of the deployment that holds a network."""
     return f"model-{model}-{part}" if part else f"model-{model}"
