@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, pipeline, trials, tuning
+from medray.verbs import data, models, pipeline, serve, trials, tuning
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -45,6 +45,7 @@ for verb in (
     tuning.tune,
     models.evaluate,
     models.predict,
+    serve.serve,
     pipeline.run,
     models.info,
     data.phantom,

@@ -20,7 +20,7 @@ _CONNECT_S = 5.0
 
 @contextmanager
 def ray_session(
-    address: str | None, *, debug: bool = False, trains: bool = False
+    address: str | None, *, debug: bool = False, trains: bool = False, num_cpus: int = 0
 ) -> Iterator[None]:
     """Connect to `address`, else to the job's own cluster, else to a new local Ray.
 
@@ -31,6 +31,8 @@ def ray_session(
         debug: with Ray's own narration.
         trains: whether Ray Train will run: a local Ray then starts it 4 s sooner, all else 2 s
             later.
+        num_cpus: logical CPUs of a local Ray where its work is more than the machine's cores may
+            count, as replicas that wait most of the time; 0: the cores.
 
     Raises:
         ConfigError: the cluster does not answer.
@@ -51,7 +53,7 @@ def ray_session(
                 runtime_env={"env_vars": WORKER_ENVIRONMENT},
             )
         else:
-            _start_local(debug=debug, trains=trains)
+            _start_local(debug=debug, trains=trains, num_cpus=num_cpus)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = joined or "a local Ray"
         raise ConfigError(
@@ -78,7 +80,7 @@ def _require_listener(address: str) -> None:
         raise ConfigError(f"no Ray cluster answers at {address}; check --address") from error
 
 
-def _start_local(*, debug: bool, trains: bool) -> None:
+def _start_local(*, debug: bool, trains: bool, num_cpus: int) -> None:
     # RAY_AUTH_MODE is left to the user: unset, Ray makes a token and closes the local cluster,
     # which is what a laptop in a hospital needs. Ray reads it at import, so it cannot be set here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -89,6 +91,7 @@ def _start_local(*, debug: bool, trains: bool) -> None:
     store = max(_MIN_OBJECT_STORE_BYTES, min(_LOCAL_OBJECT_STORE_BYTES, available // 5))
     ray.init(
         address="local",
+        num_cpus=max(num_cpus, os.cpu_count() or 1) if num_cpus else None,
         object_store_memory=store,
         include_dashboard=bool(os.environ.get("MEDRAY_DASHBOARD")),
         log_to_driver=debug,
@@ -137,7 +140,7 @@ def _quiet(*, debug: bool) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Tune's newer reporter prints settings and folders whatever verbosity it is given.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    for name in ("ray", "ray.data"):
+    for name in ("ray", "ray.data", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -114,7 +114,7 @@ def running(
     finally:
         serve.delete(APP)
         if not everywhere:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def wait_for_end() -> None:
@@ -126,5 +126,3 @@ def wait_for_end() -> None:
 def update(models: Mapping[str, Any], options: ServeOptions, recipe_of: RecipeOf) -> None:
     """Give a running application other thresholds, packages or sizes; no request is dropped."""
     serve.run(application(models, options, recipe_of), name=APP, route_prefix="/")
-
-

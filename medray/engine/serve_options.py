@@ -1,7 +1,7 @@
 """What a service is started with, and the Serve application that follows from it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ray import serve
@@ -178,3 +178,18 @@ def _autoscaling(options: ServeOptions, *, lowest: int) -> dict[str, Any]:
 def plain(options: ServeOptions) -> dict[str, Any]:
     """Return the options as JSON-able values, for a config file."""
     return asdict(options)
+
+
+def options_of(args: Mapping[str, Any]) -> ServeOptions:
+    """Return the options that a config file holds.
+
+    Raises:
+        ConfigError: a name or value that is none of ours; Serve itself would drop it silently.
+    """
+    try:
+        http = IngressSettings(**{**args.get("http", {})})
+        http = replace(http, allow_uris=tuple(http.allow_uris))
+        limits = CaseLimits(**args.get("limits", {}))
+        return ServeOptions(**{**args, "http": http, "limits": limits})
+    except TypeError as error:
+        raise ConfigError(f"the config's args do not hold: {error}") from error

@@ -11,7 +11,7 @@ from medray.service.guard import Guard
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve puts around its proxy; named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    """Return what Serve puts around its proxy; `prepare_environment` names this function."""
     raw: dict[str, Any] = json.loads(os.environ.get("MEDRAY_SERVE_GUARD", "{}"))
     if not raw:
         return []
