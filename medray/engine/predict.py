@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medray import storage
@@ -34,6 +34,17 @@ _TRANSFORM_VERSION = 1
 _MODEL_BYTES = 1536 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Cases that an earlier run refused: all, or those of one reason."""
+
+    reason: str = ""
+
+    def takes(self, reason: str) -> bool:
+        """Tell whether a case with this end is one of them; an empty reason is no refusal."""
+        return bool(reason) and self.reason in {"", reason}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictRequest:
     """What the user asked for.
@@ -46,6 +57,7 @@ class PredictRequest:
         formats: what is written of each case.
         use_gpu: one GPU an actor.
         series_keys: only these series of the sources, if any are named.
+        only: what an earlier run into the same output refused is tried again, and nothing else.
     """
 
     recipe: Recipe[Any]
@@ -55,6 +67,7 @@ class PredictRequest:
     formats: tuple[str, ...] = FORMATS
     use_gpu: bool = False
     series_keys: tuple[str, ...] = ()
+    only: "Failed | None" = None
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -112,6 +125,7 @@ def _plan(
 ) -> tuple[list[Item], list[dict[str, Any]]]:
     """Sort every case into finished, refused and to be done."""
     known = Ledger(run.state("ledger")).read()
+    refused = _refused_before(run) if request.only else {}
     limit = max_node_memory_bytes()
     items: list[Item] = []
     settled: list[dict[str, Any]] = []
@@ -121,16 +135,34 @@ def _plan(
         refusal = case_refusal(case, facts)
         if refusal is None and limit and item.peak_bytes > limit:
             refusal = "too_large", "the case needs more memory than any node has"
+        record = known.get(work_key)
+        ended = record["reason"] if record else refused.get(case.source.files[0].uri, "")
         if refusal is not None:
             run.counts.add("rejected", refusal[0])
             settled.append(case.refused(*refusal))
-        elif work_key in known:
-            reason = known[work_key]["reason"]
-            run.counts.add("rejected" if reason else "skipped", reason or "already_done")
-            settled.append(known[work_key])
+        elif request.only and request.only.takes(ended):
+            items.append(replace(item, payload={**item.payload, "again": True}))
+        elif record is not None:
+            run.counts.add("rejected" if ended else "skipped", ended or "already_done")
+            settled.append(record)
+        elif request.only:
+            run.counts.add("skipped", "not_selected")
         else:
             items.append(item)
     return items, settled
+
+
+def _refused_before(run: Run) -> dict[str, str]:
+    """Return what the last run into this output refused, first file to reason.
+
+    Raises:
+        ConfigError: there was none.
+    """
+    where = storage.join(run.out, "rejected.parquet")
+    if not storage.exists(where):
+        raise ConfigError(f"--only failed needs the output of an earlier run; {run.out} has none")
+    rows = storage.read_parquet(where, columns=["uri", "reason"]).to_pylist()
+    return {row["uri"]: row["reason"] for row in rows}
 
 
 def _work_key(case: Case, parameters: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ class PredictActor:
         Raises:
             DataError: `sink_full` or `sink_denied`: the output, not the input, is at fault.
         """
-        known = self.ledger.find(payload["work_key"])
+        known = None if payload.get("again") else self.ledger.find(payload["work_key"])
         if known is not None:  # finished by an attempt whose worker died before it could say so
             return {"record": known}
         record: dict[str, Any] = {

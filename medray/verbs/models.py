@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 import medray
-from medray.errors import ConfigError
+from medray.config import unknown_name
+from medray.errors import REASONS, ConfigError
 from medray.verbs.options import (
     Address,
     AsJson,
@@ -138,6 +139,9 @@ def predict(
     format: Annotated[
         str, typer.Option("--format", help="Of nifti, json, png, submission; with commas.")
     ] = "nifti,json,png",
+    only: Annotated[
+        str, typer.Option("--only", help="failed, or failed:REASON: try these again, no others.")
+    ] = "",
     gpu: Gpu = False,
     address: Address = None,
     as_json: AsJson = False,
@@ -156,7 +160,7 @@ def predict(
     recipe = get_recipe(str(facts.get("task")))
     upstream = packed_upstream(model, facts, get_recipe)
     # Before Ray starts: what it imports turns Ray's narration on again.
-    from medray.engine.predict import PredictRequest
+    from medray.engine.predict import Failed, PredictRequest
     from medray.engine.predict import predict as run_predict
 
     request = PredictRequest(
@@ -166,9 +170,24 @@ def predict(
         upstream=upstream,
         formats=tuple(name.strip() for name in format.split(",")),
         use_gpu=gpu,
+        only=Failed(failed_reason(only)) if only else None,
     )
     summary = with_ray(lambda: run_predict(request, out, quiet=quiet), address=address, debug=debug)
     conclude(summary, out, as_json=as_json, quiet=quiet)
+
+
+def failed_reason(only: str) -> str:
+    """Return the reason that `--only failed[:REASON]` names, empty for all.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    what, _, reason = only.partition(":")
+    if what != "failed":
+        raise ConfigError(f"--only takes failed or failed:REASON, got {only!r}")
+    if reason and reason not in REASONS:
+        raise ConfigError(unknown_name("reason", reason, sorted(REASONS)))
+    return reason
 
 
 def _print_metrics(out: str) -> None:
