@@ -75,6 +75,7 @@ def _images_steps(
         prediction=found.best,
         flags=tuple(sorted({*payload["flags"], *found.refused})),
         status="partial" if found.refused else "complete",
+        sop_uid=found.sop_uid,
         boxes=tuple(found.boxes),
         images=tuple(found.images),
     )

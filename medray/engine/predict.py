@@ -14,7 +14,7 @@ from medray.engine.data import Item
 from medray.engine.index import require_sources, unreadable_files
 from medray.engine.interpreter import model_hparams
 from medray.engine.ledger import Ledger, content_key, result_record
-from medray.engine.predict_output import SUBMISSION
+from medray.engine.predict_output import COMPAT, SUBMISSION
 from medray.engine.predict_sources import Case, Found, find_cases
 from medray.engine.predict_task import PredictActor
 from medray.engine.progress import Progress
@@ -27,7 +27,7 @@ from medray.errors import ConfigError
 from medray.recipe import Recipe
 
 FORMATS = ("nifti", "json", "png")
-_ALL_FORMATS = (*FORMATS, SUBMISSION)
+_ALL_FORMATS = (*FORMATS, SUBMISSION, COMPAT)
 # Raised whenever the same input would give other bytes: finished work is then done again.
 _TRANSFORM_VERSION = 1
 # A worker with torch, a model and its activations.

@@ -18,6 +18,8 @@ from medray.volume import Image2D, Volume
 
 # A format that is no file of a case: one table of all of them.
 SUBMISSION = "submission"
+# The original pancreas program's file: the same mask, not packed.
+COMPAT, COMPAT_NAME = "compat", "prediction.nii"
 MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
 FILE_NAMES = {"json": RESULT_NAME, "nifti": MASK_NAME, "png": PICTURE_NAME}
 # A mask without a voxel is an answer, and one that a reader must not miss.
@@ -35,6 +37,7 @@ class Answer:
         prediction: of the volume, or of the image with the highest score.
         flags: what a reader of the result should know.
         status: `complete`, or `partial` where some of its images could not be used.
+        sop_uid: of the image that the prediction is of; empty for a volume and outside DICOM.
         boxes: on all images of the case.
         images: what a challenge's table needs of each image.
     """
@@ -45,6 +48,7 @@ class Answer:
     prediction: Prediction
     flags: tuple[str, ...] = ()
     status: str = "complete"
+    sop_uid: str = ""
     boxes: tuple[FoundBox, ...] = ()
     images: tuple[Mapping[str, Any], ...] = ()
 
@@ -80,6 +84,9 @@ def write_case(
     if "nifti" in formats and mask is not None:
         outputs.append(f"{answer.key}/{MASK_NAME}")
         write_volume(storage.join(out, outputs[-1]), mask, gz=True, proof=True)
+    if COMPAT in formats and mask is not None:
+        outputs.append(f"{answer.key}/{COMPAT_NAME}")
+        write_volume(storage.join(out, outputs[-1]), mask, gz=False, proof=True)
     result = case_result(answer, facts)
     if "png" in formats:
         outputs.append(f"{answer.key}/{PICTURE_NAME}")
@@ -114,6 +121,7 @@ def case_result(
     result = {
         "key": answer.key,
         "series_uid": answer.series_uid,
+        "sop_uid": answer.sop_uid or None,
         "status": answer.status,
         "label": names[found.label] if found.label >= 0 else None,
         "score": score,

@@ -44,6 +44,7 @@ class PlanarAnswer:
     Attributes:
         best: the prediction of the image with the highest score; the case's label and scores.
         image: that image, for the picture.
+        sop_uid: of that image.
         boxes: of all images, best first.
         images: score, side and boxes of each image: what a challenge's table is made of.
         refused: reason to number of images that could not be used.
@@ -52,6 +53,7 @@ class PlanarAnswer:
 
     best: Prediction | None = None
     image: Image2D | None = None
+    sop_uid: str = ""
     boxes: list[FoundBox] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class PlanarAnswer:
             }
         )
         if self.best is None or _score(prediction) > _score(self.best):
-            self.best, self.image = prediction, image
+            self.best, self.image, self.sop_uid = prediction, image, sop_uid
 
 
 def planar_steps(

@@ -139,6 +139,9 @@ def predict(
     format: Annotated[
         str, typer.Option("--format", help="Of nifti, json, png, submission; with commas.")
     ] = "nifti,json,png",
+    compat: Annotated[
+        bool, typer.Option("--compat", help="Also prediction.nii; the probability as last line.")
+    ] = False,
     only: Annotated[
         str, typer.Option("--only", help="failed, or failed:REASON: try these again, no others.")
     ] = "",
@@ -156,24 +159,37 @@ def predict(
     from medray.engine.weights import read_model_json
     from medray.tasks import get_recipe
 
+    if compat and as_json:
+        raise ConfigError("--compat and --json both want the last line; choose one")
     facts = read_model_json(model)
     recipe = get_recipe(str(facts.get("task")))
     upstream = packed_upstream(model, facts, get_recipe)
     # Before Ray starts: what it imports turns Ray's narration on again.
     from medray.engine.predict import Failed, PredictRequest
     from medray.engine.predict import predict as run_predict
+    from medray.engine.predict_output import COMPAT
 
     request = PredictRequest(
         recipe=recipe,
         model=model,
         sources=tuple(sources),
         upstream=upstream,
-        formats=tuple(name.strip() for name in format.split(",")),
+        formats=(*(name.strip() for name in format.split(",")), *([COMPAT] if compat else [])),
         use_gpu=gpu,
         only=Failed(failed_reason(only)) if only else None,
     )
     summary = with_ray(lambda: run_predict(request, out, quiet=quiet), address=address, debug=debug)
-    conclude(summary, out, as_json=as_json, quiet=quiet)
+    lines = _probabilities(out) if compat else ()
+    conclude(summary, out, as_json=as_json, quiet=quiet, last_lines=lines)
+
+
+def _probabilities(out: str) -> list[str]:
+    """Return each case's probability as the original printed it: one case, one bare number."""
+    from medray import storage
+
+    table = storage.read_parquet(storage.join(out, "results.parquet"), columns=["key", "score"])
+    found = [(row["key"], row["score"]) for row in table.to_pylist() if row["score"] is not None]
+    return [f"{score:.4f}" if len(found) == 1 else f"{key} {score:.4f}" for key, score in found]
 
 
 def failed_reason(only: str) -> str:

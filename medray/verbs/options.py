@@ -46,10 +46,19 @@ def with_ray(
         return action()
 
 
-def conclude(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> None:
+def conclude(
+    summary: dict[str, Any],
+    out: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    last_lines: Sequence[str] = (),
+) -> None:
     """Show a finished run and leave with its exit code."""
     if not quiet:
         print_summary(summary, out)
+    for line in last_lines:
+        typer.echo(line)
     if as_json:
         typer.echo(json.dumps(summary, sort_keys=True))
     if summary.get("status") == "done_with_rejects":
