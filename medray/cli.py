@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, pipeline, trials, tuning
+from medray.verbs import data, models, pipeline, serving, trials, tuning
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -50,6 +50,7 @@ for verb in (
     data.phantom,
     trials.bench,
     trials.chaos,
+    serving.key,
 ):
     app.command()(verb)
 
