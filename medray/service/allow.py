@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medray.errors import ConfigError
 from medray.service.problems import ProblemError
-from medray.storage.uri import is_local, local_path, member_uri, protocol_of
+from medray.storage.uri import is_local, local_path, member_uri, normalise, protocol_of
 
 _MAX_CHARACTERS = 2048
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*://")
@@ -66,7 +66,7 @@ def parse_allowed(prefixes: Sequence[str]) -> UriPolicy:
             if "::" in prefix:
                 raise ProblemError("uri_not_allowed")
             local = is_local(prefix) and _SCHEME.match(prefix) is None
-            spelled = _spelled(os.path.abspath(local_path(prefix)) if local else prefix)
+            spelled = _spelled(normalise(prefix) if local else prefix)
         except ProblemError:
             raise ConfigError(
                 "--allow-uri takes a folder, s3://bucket/prefix or https://host/prefix"

@@ -8,7 +8,6 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from medray.errors import DataError
 from medray.service.body import Receive
 from medray.service.problems import ProblemError
 from medray.service.uploads import Body, UploadWriter, known_suffix
@@ -197,6 +196,8 @@ class _Form:
             raise ProblemError("body_malformed", "a part is not sent as plain bytes")
         self._name = _decoded(options[b"name"])
         self._is_file = self._name == _FILE
+        if b"filename" in options and not self._is_file:
+            raise ProblemError("file_missing", "the part with the file is not named file")
         if self._is_file:
             if self._file is not None:
                 raise ProblemError("file_repeated")

@@ -125,10 +125,12 @@ class Guard:
             receive, limit_bytes=limit, idle_s=self._options.idle_s, total_s=self._options.body_s
         )
         inner = _inner_scope(scope, answer.request_id, key_id)
-        problem = await self._run(inner, gate, answer)
+        ending = await self._run(inner, gate, answer)
         if not gate.gone or answer.started:
             unread = not gate.complete and (bool(length) or _is_chunked(scope))
-            await answer.finish(problem, close=unread)
+            await answer.finish(ending, close=unread)
+        else:
+            _LOG.info("request %s: the client went away", answer.request_id)
 
     def _admit(self, scope: Scope, method: str, path: str) -> str:
         """Return the id of the client's key.
@@ -176,7 +178,7 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - the last line of defence
             problem = gate.stop or problem_of(error)
             if problem is None and not gate.gone:
-                _LOG.error("request %s failed: %s", answer.request_id, _where(error))  # noqa: TRY400
+                _LOG.error("request %s failed: %s", answer.request_id, _where(error))
                 problem = ProblemError("internal_error")
             return problem
         return gate.stop
