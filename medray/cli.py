@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, pipeline, serve, trials, tuning
+from medray.verbs import data, models, pipeline, serving, trials, tuning
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -45,12 +45,14 @@ for verb in (
     tuning.tune,
     models.evaluate,
     models.predict,
-    serve.serve,
+    serving.serve,
+    serving.key,
     pipeline.run,
     models.info,
     data.phantom,
     trials.bench,
     trials.chaos,
+    serving.key,
 ):
     app.command()(verb)
 

@@ -134,6 +134,7 @@ COMMANDS = {
                 "--debug"},
     "bench": {"--task", "--gpu", "--out", "--small", "--json", "--quiet", "--debug"},
     "chaos": {"--out", "--kills", "--seed", "--json", "--quiet", "--debug"},
+    "key": {"--id", "--days", "--json"},
     "info": {"--json"},
 }  # fmt: skip
 
