@@ -52,7 +52,6 @@ for verb in (
     data.phantom,
     trials.bench,
     trials.chaos,
-    serving.key,
 ):
     app.command()(verb)
 
