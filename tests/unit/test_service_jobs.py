@@ -12,6 +12,8 @@ from medray.errors import DataError
 from medray.service import job_store, job_sweep
 from medray.service.job_records import JobRequest
 from medray.service.job_store import MAX_ATTEMPTS, JobStore
+from medray.storage import retry
+from tests import faults
 
 DATA = b"pixels" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -505,3 +507,29 @@ def test_stale_markers_go_when_they_are_old(jobs, clock):
     clock.now_s += 4000
     assert [j.run for j in jobs.list_open()] == [job.run]
     assert not storage.exists(stale)
+
+
+@pytest.mark.slow
+def test_jobs_in_a_bucket_while_a_tenth_of_the_calls_break(monkeypatch, clock):
+    with faults.s3_server() as address:
+        faults.fill_bucket("jobs", {})
+        monkeypatch.setattr(retry, "POLICY", retry.RetryPolicy(base_s=0.01, cap_s=0.05))
+        with faults.FaultProxy(*address, seed=3, rate=0.1) as proxy:
+            faults.set_s3_environment(monkeypatch, proxy.url)
+            jobs = JobStore("s3://jobs/a/b", clock=clock)
+            assert list(jobs.list_open()) == []
+            job = jobs.submit(UPLOAD, DATA)
+            assert jobs.submit(UPLOAD, DATA) == job
+            first = jobs.claim(job.id, "a", LEASE_S)
+            assert jobs.heartbeat(first, LEASE_S, progress=0.5)
+            assert jobs.claim(job.id, "b", LEASE_S) is None
+            clock.now_s += LEASE_S
+            assert [j.id for j in jobs.list_open()] == [job.id]
+            run(jobs, job, owner="b")
+            jobs.finish(first, {"result.json": b"late"})
+            check_result(jobs, job.id)
+            assert list(jobs.list_open()) == []
+            clock.now_s += 10_000
+            assert jobs.sweep(9_000) == 1
+            assert jobs.get(job.id) is None
+            assert list(storage.list_files("s3://jobs")) == []

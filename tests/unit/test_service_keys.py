@@ -165,6 +165,17 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not(tmp_path, caplog):
     assert [line.id for line in source().lines] == ["one"]
 
 
+def test_keys_sent_to_another_machine_are_still_read_again(tmp_path):
+    one, two = make_key(NOW, key_id="one"), make_key(NOW, key_id="two")
+    path, now = tmp_path / "keys", [1e6]
+    write(path, one.line)
+    source = KeySource(str(path), clock=lambda: now[0])
+    write(path, two.line)
+    tick(path, 1)
+    now[0] = 5.0  # booted later
+    assert [line.id for line in source().lines] == ["two"]
+
+
 def test_who_may_read_and_write_the_file(tmp_path):
     path = tmp_path / "keys"
     write(path, make_key(NOW).line)
