@@ -100,9 +100,15 @@ def _write_config(options: Any, where: str, host: str, port: int) -> None:
     import yaml  # type: ignore[import-untyped]
 
     from medray import storage
+    from medray.engine.serve import check_exposure
     from medray.engine.serve_config import check_config, serve_config
+    from medray.engine.serve_options import described_models
+    from medray.tasks import get_recipe
 
-    config = serve_config(options, host=host, port=port)
+    check_exposure(options, host)
+    models = described_models(options, get_recipe)
+    _say_broken(models)
+    config = serve_config(models, options, host=host, port=port)
     check_config(config)
     text = yaml.safe_dump(config, sort_keys=False)
     storage.write_atomic(where, text.encode())

@@ -17,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import ray
 import requests
 from PIL import Image
 from ray import serve
@@ -240,7 +241,9 @@ def test_a_job_that_cannot_be_done_says_why(service: Service) -> None:
 
 def replica_pids(name: str) -> list[int]:
     """Return the processes of a deployment's replicas, from Ray's state API."""
-    actors = list_actors(detail=True, limit=1000, filters=[("state", "=", "ALIVE")])
+    here = ray.get_runtime_context().gcs_address
+    alive = [("state", "=", "ALIVE")]
+    actors = list_actors(here, detail=True, limit=1000, filters=alive)
     return [a.pid for a in actors if f"{APP}#{name}#" in str(a.name) and a.pid]
 
 
