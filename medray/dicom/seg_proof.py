@@ -82,56 +82,72 @@ def verify_seg(
     Raises:
         DataError: `output_mismatch`.
     """
+    if mask.shape != source.mask_shape_zyx:
+        raise _mismatch("is to be compared with a mask of another shape")
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-        frames = list(_frames(dataset, source))
+        return _proven(data, mask, affine_lps, source)
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong with the file, it is not proven
         raise _mismatch(f"cannot be read back: {type(error).__name__}") from None
+
+
+def _proven(data: bytes, mask: np.ndarray, affine_lps: np.ndarray, source: SegSource) -> SegMeasure:
     placed = np.zeros(len(mask), dtype=bool)
     found, expected = _Moments(), _Moments()
-    for frame in frames:
+    for frame in _frames(pydicom.dcmread(io.BytesIO(data)), source):
         k, window = _place(frame, mask, affine_lps, source)
         if placed[k]:
             raise _mismatch("has two frames on one slice")
         placed[k] = True
-        found.add(frame.pixels, frame.position_mm, frame.row_mm, frame.column_mm)
-        expected.add(window, source.positions_mm[k], affine_lps[:3, 1], affine_lps[:3, 2])
+        sums = _index_sums(window)
+        found.add(sums, frame.position_mm, frame.row_mm, frame.column_mm)
+        expected.add(sums, source.positions_mm[k], affine_lps[:3, 1], affine_lps[:3, 2])
     shape = source.rows, source.columns
-    for k in np.flatnonzero(~placed & mask.any(axis=(1, 2))):
+    for k in np.flatnonzero(~placed & mask.any(axis=(1, 2))).tolist():
         index = _index(affine_lps, source.positions_mm[k])
         if all(window.any() for window in _windows(mask[k], index, shape)):
             raise _mismatch("lacks a slice that has voxels")
-    return _compare(found, expected, len(frames))
+    return _compare(found, expected, int(placed.sum()))
 
 
 class _Moments:
-    """Number and sum of the places of voxels."""
+    """Number of voxels and the sum of their places."""
 
     def __init__(self) -> None:
         self.num_voxels = 0
         self.sum_mm = np.zeros(3)
 
     def add(
-        self, pixels: np.ndarray, position_mm: np.ndarray, row_mm: np.ndarray, column_mm: np.ndarray
+        self,
+        index_sums: tuple[int, int, int],
+        position_mm: np.ndarray,
+        row_mm: np.ndarray,
+        column_mm: np.ndarray,
     ) -> None:
-        """Count one frame's voxels.
+        """Add one frame's voxels.
 
         Args:
-            pixels: (rows, columns) bool.
+            index_sums: see `_index_sums`.
             position_mm: centre of the first pixel.
             row_mm, column_mm: from it to the next row's, to the next column's.
         """
-        in_row = np.count_nonzero(pixels, axis=1)
-        in_column = np.count_nonzero(pixels, axis=0)
-        count = int(in_row.sum())
+        count, y, x = index_sums
         self.num_voxels += count
-        self.sum_mm += (
-            count * position_mm
-            + int(in_row @ np.arange(len(in_row))) * row_mm
-            + int(in_column @ np.arange(len(in_column))) * column_mm
-        )
+        self.sum_mm += count * position_mm + y * row_mm + x * column_mm
+
+
+def _index_sums(pixels: np.ndarray) -> tuple[int, int, int]:
+    """Return the number of set pixels and the sums of their row and column indices."""
+    if not pixels.any():
+        return 0, 0, 0
+    # 16 bits hold what a row or column of DICOM can, and add up twice as fast as more.
+    in_column, in_row = (
+        np.add.reduce(pixels.view(np.uint8), axis=axis, dtype=np.uint16).astype(np.int64)
+        for axis in (0, 1)
+    )
+    y, x = in_row @ np.arange(len(in_row)), in_column @ np.arange(len(in_column))
+    return int(in_row.sum()), int(y), int(x)
 
 
 def _compare(found: _Moments, expected: _Moments, num_frames: int) -> SegMeasure:
