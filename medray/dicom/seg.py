@@ -323,7 +323,9 @@ def _set_frames(shell: Dataset, source: SegSource, kept: np.ndarray) -> None:
 
     del shell.PerFrameFunctionalGroupsSequence, shell.PixelData
     shell.NumberOfFrames = len(kept)
-    if len(kept) > 1:
-        spacing, _ = get_volume_positions(source.positions_mm[kept], source.orientation, sort=False)
-        if spacing is not None and spacing > 0:
+    if len(kept) > 1 and np.diff(kept).max() == 1:
+        spacing_mm, _ = get_volume_positions(
+            source.positions_mm[kept], source.orientation, sort=False
+        )
+        if spacing_mm is not None and spacing_mm > 0:
             shell.DimensionOrganizationType = "3D"

@@ -185,7 +185,7 @@ def _frames(dataset: Dataset, source: SegSource) -> Iterator[_Frame]:
         dataset.PerFrameFunctionalGroupsSequence,
         dataset.SharedFunctionalGroupsSequence,
     )
-    bits = np.frombuffer(dataset.PixelData, np.uint8)
+    bits = np.frombuffer(dataset.PixelData or b"", np.uint8)
     if len(groups) != number or len(bits) != (number * rows * columns + 15) // 16 * 2:
         raise _mismatch("has not as many frames as it says")
     for index, group in enumerate(groups):
