@@ -136,12 +136,40 @@ def _shell(source: SegSource, facts: SegFacts) -> Dataset:
 
     It never sees the source's own header: it refuses what the wild holds, and logs names.
     """
+    from highdicom.seg import Segmentation
+
+    date, time = content_moment(source.header)
+    return Segmentation(
+        source_images=[_blank_slice(source)],
+        pixel_array=np.zeros((1, source.rows, source.columns), dtype=np.uint8),
+        segmentation_type="BINARY",
+        segment_descriptions=[_segment(facts)],
+        series_instance_uid="2.25.1",
+        series_number=_series_number(source),
+        sop_instance_uid="2.25.1",
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=clean_text(facts.algorithm, _LO_CHARS),
+        software_versions=clean_text(facts.software_version, _LO_CHARS),
+        device_serial_number=facts.weights_sha256[:16],
+        content_label=_label(facts.term),
+        content_description=_first_sentences(facts.notice, _LO_CHARS),
+        content_date=date,
+        content_time=time,
+        specific_character_set="ISO_IR 192",
+        omit_empty_frames=False,
+        contributing_equipment=[_equipment(facts)],
+    )
+
+
+def _segment(facts: SegFacts) -> Any:
+    """Return the description of the one segment, with the algorithm that found it."""
     import highdicom
     from highdicom.color import CIELabColor
-    from highdicom.seg import Segmentation, SegmentDescription
+    from highdicom.seg import SegmentDescription
     from pydicom.sr.codedict import codes
 
-    term, version = facts.term, clean_text(facts.software_version, _LO_CHARS)
+    term = facts.term
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=clean_text(facts.algorithm, _LO_CHARS),
         family=codes.DCM.ArtificialIntelligence,
@@ -159,29 +187,8 @@ def _shell(source: SegSource, facts: SegFacts) -> Dataset:
         anatomic_regions=None if term.region is None else [_code(term.region)],
         display_color=CIELabColor(*_RED_LAB),
     )
-    segment.SegmentDescription = facts.notice[:_ST_CHARS]
-    date, time = content_moment(source.header)
-    return Segmentation(
-        source_images=[_blank_slice(source)],
-        pixel_array=np.zeros((1, source.rows, source.columns), dtype=np.uint8),
-        segmentation_type="BINARY",
-        segment_descriptions=[segment],
-        series_instance_uid="2.25.1",
-        series_number=_series_number(source),
-        sop_instance_uid="2.25.1",
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=clean_text(facts.algorithm, _LO_CHARS),
-        software_versions=version,
-        device_serial_number=facts.weights_sha256[:16],
-        content_label=_label(term),
-        content_description=_first_sentences(facts.notice, _LO_CHARS),
-        content_date=date,
-        content_time=time,
-        specific_character_set="ISO_IR 192",
-        omit_empty_frames=False,
-        contributing_equipment=[_equipment(facts)],
-    )
+    segment.SegmentDescription = clean_text(facts.notice, _ST_CHARS)
+    return segment
 
 
 def _parameters(facts: SegFacts) -> dict[str, str]:
@@ -312,7 +319,7 @@ def _set_series(shell: Dataset, source: SegSource, facts: SegFacts) -> None:
     label = clean_text(facts.term.label, _LABEL_CHARS)
     notice = _first_sentences(facts.notice, _LO_CHARS - len(label) - 2)
     shell.SeriesDescription = f"{label}: {notice}" if notice else label
-    shell.ImageComments = facts.notice
+    shell.ImageComments = clean_text(facts.notice, _ST_CHARS)
     if text(source.header, "LossyImageCompression") == "01":
         shell.LossyImageCompression = "01"
 

@@ -57,7 +57,8 @@ class SegSource:
         slices: ascending along the normal.
         positions_mm: (n, 3) centre of each slice's first pixel, LPS.
         orientation: direction cosines of a row, then of a column.
-        geometry: of the stack; its affine is that of the volume before it is straightened.
+        geometry: of the stack; its affine is that of the volume before it is straightened (see
+            `mask_affine_lps`).
         rows, columns: of a source slice.
         study_uid, series_uid, frame_of_reference_uid: of the source.
         is_identified: False where the source names itself not at all or in part only, so that
@@ -87,6 +88,14 @@ class SegSource:
         if not self.geometry.is_tilted:
             return np.zeros((len(self.slices), 2), dtype=np.int64)
         return np.asarray(np.floor(shift - _low_corner(shift) + 0.5), dtype=np.int64)
+
+    @property
+    def mask_affine_lps(self) -> np.ndarray:
+        """(4, 4) of the volume's grid, the straight one where the gantry was tilted."""
+        affine = self.geometry.affine_lps.copy()
+        if self.geometry.is_tilted:
+            affine[:3, 3] += affine[:3, 1:3] @ _low_corner(self.geometry.shift_yx_px)
+        return affine
 
     @property
     def mask_shape_zyx(self) -> tuple[int, int, int]:

@@ -95,6 +95,13 @@ def test_oblique_and_rounded_cosines() -> None:
         data = proven_seg(mask, source.geometry.affine_lps, source, seg_facts())
         expected = places_mm(mask, source.geometry.affine_lps)
         assert np.abs(highdicom_places_mm(data) - expected).max() < 0.01, digits
+        shared = read(data).SharedFunctionalGroupsSequence[0]
+        written = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+        if digits == 3:  # as stored they are no unit vectors, and would scale the frame
+            assert abs(np.linalg.norm(cosines[:3]) - 1) > 1e-4
+            assert np.allclose(np.linalg.norm(written.reshape(2, 3), axis=1), 1, atol=1e-9)
+        else:
+            assert np.allclose(written, cosines, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 3), (3, 11)], ids=str)
@@ -200,6 +207,7 @@ def test_tilted_slices_get_the_mask_on_their_own_planes(tmp_path: Path, tilt_deg
     assert volume.flags == ("tilt_resampled",)
     source = read_source(datasets)
     assert source.mask_shape_zyx == volume.array.shape
+    assert np.allclose(source.mask_affine_lps, volume.affine_lps, atol=1e-9)
     mask = (volume.array >= 50).astype(np.uint8)
     data = proven_seg(mask, volume.affine_lps, source, seg_facts())
     dataset = read(data)
@@ -286,7 +294,7 @@ def test_it_files_under_the_study_of_its_source() -> None:
 def test_equal_input_gives_equal_bytes_and_nothing_of_the_clock() -> None:
     mask = planted((5, 6, 8))
     first = write_seg(mask, read_source(ct_stack()), seg_facts())
-    again = write_seg(mask.astype(bool), read_source(ct_stack()[::-1]), seg_facts())
+    again = write_seg(mask, read_source(ct_stack()[::-1]), seg_facts())
     assert first == again
     assert first[:128] == bytes(128)
     dataset = read(first)
@@ -298,6 +306,14 @@ def test_equal_input_gives_equal_bytes_and_nothing_of_the_clock() -> None:
     assert len(uids) == 5
     assert all(str(uid).startswith("2.25.") and len(uid) <= 64 for uid in uids)
     assert not [e for e in dataset.iterall() if e.VR == "DT"]
+
+
+def test_the_order_of_an_array_in_memory_does_not_matter() -> None:
+    source, mask = read_source(ct_stack()), planted((5, 6, 8))
+    plain = write_seg(mask, source, seg_facts())
+    for turned in (np.asfortranarray(mask), mask[::-1].copy()[::-1], mask.astype(bool)):
+        data = proven_seg(turned, source.geometry.affine_lps, source, seg_facts())
+        assert data == plain
 
 
 @pytest.mark.parametrize(
@@ -694,9 +710,13 @@ def test_the_proof_notices_another_grid() -> None:
     shifted = source.geometry.affine_lps.copy()
     shifted[:3, 3] += (0, 0, 2.5)
     flipped = source.geometry.affine_lps @ np.diag([1.0, 1, -1, 1])
-    for affine, words in ((shifted, "another slice than its volume"), (flipped, "turned")):
-        with pytest.raises(DataError, match=words):
+    nudged = source.geometry.affine_lps.copy()
+    nudged[:3, 3] += (0.15, 0, 0)
+    for affine in (shifted, flipped, nudged, np.full((4, 4), np.nan)):
+        with pytest.raises(DataError, match="another grid than its source"):
             verify_seg(data, mask, affine, source)
+    nudged[:3, 3] -= (0.1, 0, 0)
+    verify_seg(data, mask, nudged, source)
     with pytest.raises(DataError, match="cannot be read back"):
         verify_seg(data[:-40], mask, source.geometry.affine_lps, source)
     with pytest.raises(DataError, match="another shape"):
