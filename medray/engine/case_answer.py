@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medray.datasets.loading import load_sample
+from medray.dicom.loading import joint_sha256
 from medray.engine.case import Steps
 from medray.engine.interpreter import Interpreter
 from medray.engine.predict_output import Answer
@@ -55,6 +56,9 @@ def _volume_steps(
         image=image,
         prediction=prediction,
         flags=tuple(sorted({*payload["flags"], *image.flags})),
+        segment=interpreter.recipe.segment,
+        headers=tuple(reader.headers),
+        source_sha256=joint_sha256(reader.sha256s),
     )
 
 

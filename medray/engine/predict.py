@@ -26,7 +26,7 @@ from medray.engine.weights import read_checked_weights, read_model_json
 from medray.errors import ConfigError
 from medray.recipe import Recipe
 
-FORMATS = ("nifti", "json", "png")
+FORMATS = ("nifti", "seg", "json", "png")
 _ALL_FORMATS = (*FORMATS, SUBMISSION, COMPAT)
 # Raised whenever the same input would give other bytes: finished work is then done again.
 _TRANSFORM_VERSION = 1

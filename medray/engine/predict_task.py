@@ -54,7 +54,8 @@ class PredictActor:
             "reason": "",
             "detail": "",
         }
-        reader = CountingReader(process_decoder())
+        wants_seg = "seg" in self.request.formats
+        reader = CountingReader(process_decoder(), keeps_headers=wants_seg)
         try:
             chain = self.request.upstream
             steps = answer_steps(self.predictor, chain, payload, reader)

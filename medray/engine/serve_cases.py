@@ -15,7 +15,7 @@ from medray.dicom.decoder import process_decoder
 from medray.engine.case import Answers, Finished, Question, advance
 from medray.engine.case_answer import answer_steps
 from medray.engine.case_listing import case_refusal, cases_at
-from medray.engine.predict_output import Answer, answer_file, case_document, case_result
+from medray.engine.predict_output import NO_SEG, Answer, answer_file, case_document, case_result
 from medray.engine.predict_sources import Case
 from medray.engine.prepare_task import CountingReader
 from medray.engine.serve_model import NetworkAsk
@@ -163,7 +163,7 @@ class CaseReplica:
         refusal = case_refusal(case, facts)
         if refusal is not None:
             return _refused_result(case, *refusal), {}
-        reader = CountingReader(process_decoder())
+        reader = CountingReader(process_decoder(), keeps_headers=kind in {"seg", "all"})
         try:
             answer = await self._answered(case, model, reader)
         except DataError as error:
@@ -201,15 +201,20 @@ class CaseReplica:
 
 
 def _files_of(
-    answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any], kind: str
+    answer: Answer, result: dict[str, Any], facts: Mapping[str, Any], kind: str
 ) -> dict[str, bytes]:
-    """Return the files that were asked for, below the case's key."""
+    """Return the files that were asked for, below the case's key; say what could not be made."""
     if kind == "json":
         return {}
-    kinds = ("png", "nifti", "seg") if kind == "all" else (kind,)
     found = {}
-    for one in kinds:
-        named = answer_file(answer, result, facts, one)
+    for one in ("png", "nifti", "seg") if kind == "all" else (kind,):
+        try:
+            named = answer_file(answer, result, facts, one)
+        except DataError as error:
+            if kind != "all" or error.reason != "no_geometry":
+                raise
+            named = None
+            result["flags"] = sorted({*result["flags"], NO_SEG})
         if named is None and kind != "all":
             raise _Refused("not_acceptable", "the model gives no such file of this input")
         if named is not None:

@@ -137,8 +137,8 @@ def predict(
     sources: Sources,
     out: Out,
     format: Annotated[
-        str, typer.Option("--format", help="Of nifti, json, png, submission; with commas.")
-    ] = "nifti,json,png",
+        str, typer.Option("--format", help="Of nifti, seg, json, png, submission; with commas.")
+    ] = "nifti,seg,json,png",
     compat: Annotated[
         bool, typer.Option("--compat", help="Also prediction.nii; the probability as last line.")
     ] = False,

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
 import pyarrow.parquet as pq
@@ -108,7 +109,12 @@ def test_every_series_is_answered_or_refused(predicted: tuple[Path, dict[str, An
     for row in results:
         assert row["outputs"] == [
             f"{row['key']}/{name}"
-            for name in ("prediction.json", "prediction.nii.gz", "preview.png")
+            for name in (
+                "prediction.json",
+                "prediction.nii.gz",
+                "prediction.seg.dcm",
+                "preview.png",
+            )
         ]
         assert all((out / name).is_file() for name in row["outputs"])
 
@@ -134,6 +140,25 @@ def test_masks_lie_where_the_series_does_by_other_readers(
         assert theirs.GetOrigin() == ours.GetOrigin()
         assert theirs.GetDirection() == ours.GetDirection()
     assert partly
+
+
+def test_segmentations_lie_on_their_slices_by_another_reader(
+    predicted: tuple[Path, dict[str, Any]],
+) -> None:
+    out, _ = predicted
+    for row in rows(out, "results"):
+        seg = highdicom.seg.segread(out / row["key"] / "prediction.seg.dcm")
+        volume = seg.get_volume(combine_segments=True)
+        mask = nibabel.load(out / row["key"] / "prediction.nii.gz")
+        found = np.argwhere(volume.array > 0) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+        ours = (
+            np.argwhere(np.asarray(mask.dataobj) > 0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        )
+        ours = ours * [-1, -1, 1]  # NIfTI's RAS to DICOM's LPS
+        assert len(found) == len(ours) > 0
+        order = [np.lexsort(np.round(points, 2).T) for points in (found, ours)]
+        assert np.abs(found[order[0]] - ours[order[1]]).max() < 0.01
+        assert row["weights_sha256"] in json.dumps(seg.to_json_dict())
 
 
 def test_results_and_pictures_tell_what_the_model_said(

@@ -158,6 +158,7 @@ def recipe() -> Recipe[Hparams]:
         records=records,
         prepare=prepare,
         class_names=CLASS_NAMES,
+        segment="pancreas",
         phantom=write_phantom,
         phantom_baseline=baseline,
         upstream={"mask": UpstreamPart(setting="mask_model", kind="mask3d")},
