@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from medray.datasets.profile import image_profile
+from medray.datasets.profile_reference import make_reference
 from medray.datasets.record import Sample
 from medray.volume import Volume
 
@@ -20,8 +22,14 @@ _PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def partial_fingerprint(sample: Sample) -> dict[str, Any]:
-    """Return one example's part: modality, contrast, spacing, size and histogram of its image."""
+def partial_fingerprint(sample: Sample, *, group: str = "") -> dict[str, Any]:
+    """Return one example's part: modality, contrast, spacing, size and histogram of its image.
+
+    Args:
+        sample: as it is decoded.
+        group: a hash that examples of one patient share, so that a patient's images are not taken
+            for the spread between patients; empty makes the example a group of its own.
+    """
     image = sample.image
     modality = str(sample.meta.get("modality", "") or "unknown")
     spacing = image.spacing_zyx_mm if isinstance(image, Volume) else (image.spacing_yx_mm or ())
@@ -34,12 +42,18 @@ def partial_fingerprint(sample: Sample) -> dict[str, Any]:
         "size": [int(value) for value in size],
         "hu_counts": counts,
         "value_range": [float(image.array.min()), float(image.array.max())],
+        "profile": image_profile(sample),
+        "group": group,
     }
 
 
 def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of fingerprint.json, whatever the order of the parts."""
+    """Return the content of fingerprint.json, whatever the order of the parts.
+
+    Parts that an older version made have no profile; `conformity` then knows nothing of them.
+    """
     items = list(parts)
+    profiled = [item for item in items if "profile" in item]
     total: Counter[int] = Counter()
     for item in items:
         total.update({int(index): int(count) for index, count in item["hu_counts"].items()})
@@ -55,6 +69,9 @@ def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "hu_histogram": {"low": HU_LOW, "bin": HU_BIN, "counts": counts.tolist()},
         "hu_percentiles": _percentiles(counts),
         "value_range": _range([item["value_range"] for item in items]),
+        "conformity": make_reference(
+            [item["profile"] for item in profiled], [item.get("group", "") for item in profiled]
+        ),
     }
 
 
