@@ -20,7 +20,7 @@ _LEAST = {
     "levels": 0.02,
     "soft": 4.0,
     "shape": 0.02,
-    "layout": 0.02,
+    "layout": 0.01,
     "slice_mm": 0.22,
     "pixel_mm": 0.22,
     "extent_z_mm": 0.3,
@@ -36,7 +36,7 @@ _DISTANCES = ("levels", "soft", "shape", "layout")
 # Enough for a 95 % quantile; more would cost seconds and change nothing.
 _MOST_COMPARED = 300
 _MOST_KINDS = 8
-_UPPER, _LOW, _HIGH, _USUAL = 0.98, 0.02, 0.98, 0.95
+_UPPER, _LOW, _HIGH, _USUAL, _JOINT = 0.98, 0.02, 0.98, 0.95, 0.975
 # One training case says nothing about spread.
 _SINGLE_FACTOR = 4.0
 
@@ -73,8 +73,9 @@ def _kind_reference(texts: list[tuple[str, str]]) -> dict[str, Any]:
     }
     scales |= {name: _LEAST[name] for name in ASPECTS if name not in scales}
     worst = [max((v / scales[n] for n, v in row.items()), default=0.0) for row in apart]
-    factor = max(1.0, float(np.quantile(worst, _USUAL))) if worst else _SINGLE_FACTOR
-    factor *= 1 + 1 / float(np.sqrt(len(members)))
+    factor = max(1.0, float(np.quantile(worst, _JOINT))) if worst else _SINGLE_FACTOR
+    # The spread of a dozen cases is known badly; that of a hundred well.
+    factor *= 1 + 1 / float(np.sqrt(len(members))) + 2 / len(members)
     return {
         "num_examples": len(texts),
         "num_compared": len(profiles),
