@@ -45,13 +45,38 @@ def _chest(seed, number):
 
 def radiograph_sample(seed, number, size="tiny"):
     film = radiograph(
-        seed, number, side_px=SIDES_PX[size], num_opacities=number % 4, view=("AP", "PA")[number % 2]
+        seed,
+        number,
+        side_px=SIDES_PX[size],
+        num_opacities=number % 4,
+        view=("AP", "PA")[number % 2],
     )
     array = np.round(film.image * 255).astype(np.int16)
     pixel = 0.143 * 1024 / array.shape[0]
     meta = {"modality": "CR", "contrast": False, "bits_stored": 8, "photometric": "MONOCHROME2"}
     image = Image2D(array=array, spacing_yx_mm=(pixel, pixel), meta=meta)
     return Sample(image=image, meta=meta)
+
+
+def varied(sample, rng):
+    """Another crop, scale, noise and offset, as scanners and habits differ."""
+    image, is_volume = sample.image, isinstance(sample.image, Volume)
+    cut = [
+        (int(rng.uniform(0, 0.12) * n), int(rng.uniform(0, 0.12) * n)) for n in image.array.shape
+    ]
+    inner = tuple(slice(a, n - b) for n, (a, b) in zip(image.array.shape, cut, strict=True))
+    values = image.array[inner].astype(np.float32)
+    scale = float(np.exp(rng.uniform(-0.35, 0.35)))
+    if is_volume:
+        values += rng.normal(0, rng.uniform(0, 30), values.shape) + rng.normal(0, 4)
+        steps = np.diag([float(np.exp(rng.uniform(-0.5, 0.5))), scale, scale, 1.0])
+        image = replace(image, affine_lps=image.affine_lps @ steps)
+    else:
+        values = (values / 255) ** rng.uniform(0.8, 1.25) * 255
+        values = np.clip(values + rng.normal(0, rng.uniform(0, 6), values.shape), 0, 255)
+        y, x = image.spacing_yx_mm
+        image = replace(image, spacing_yx_mm=(y * scale, x * scale))
+    return replace(sample, image=replace(image, array=np.rint(values).astype(np.int16)))
 
 
 def with_values(sample, values):

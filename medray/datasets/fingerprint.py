@@ -22,14 +22,8 @@ _PERCENTILES = (0.5, 1, 5, 25, 50, 75, 95, 99, 99.5)
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def partial_fingerprint(sample: Sample, *, group: str = "") -> dict[str, Any]:
-    """Return one example's part: modality, contrast, spacing, size and histogram of its image.
-
-    Args:
-        sample: as it is decoded.
-        group: a hash that examples of one patient share, so that a patient's images are not taken
-            for the spread between patients; empty makes the example a group of its own.
-    """
+def partial_fingerprint(sample: Sample) -> dict[str, Any]:
+    """Return one example's part: modality, contrast, spacing, size, histogram and profile."""
     image = sample.image
     modality = str(sample.meta.get("modality", "") or "unknown")
     spacing = image.spacing_zyx_mm if isinstance(image, Volume) else (image.spacing_yx_mm or ())
@@ -43,17 +37,23 @@ def partial_fingerprint(sample: Sample, *, group: str = "") -> dict[str, Any]:
         "hu_counts": counts,
         "value_range": [float(image.array.min()), float(image.array.max())],
         "profile": image_profile(sample),
-        "group": group,
     }
 
 
-def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_fingerprints(
+    parts: Iterable[Mapping[str, Any]], *, groups: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the content of fingerprint.json, whatever the order of the parts.
 
-    Parts that an older version made have no profile; `conformity` then knows nothing of them.
+    Args:
+        parts: of `partial_fingerprint`; those that an older version made have no profile, and
+            `conformity` then knows nothing of them.
+        groups: the patient of each part, so that slices of one patient are not taken for what
+            patients have in common; not kept. Without it each part is one patient.
     """
     items = list(parts)
-    profiled = [item for item in items if "profile" in item]
+    patients = list(groups) or [""] * len(items)
+    profiled = [pair for pair in zip(items, patients, strict=True) if "profile" in pair[0]]
     total: Counter[int] = Counter()
     for item in items:
         total.update({int(index): int(count) for index, count in item["hu_counts"].items()})
@@ -70,7 +70,7 @@ def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "hu_percentiles": _percentiles(counts),
         "value_range": _range([item["value_range"] for item in items]),
         "conformity": make_reference(
-            [item["profile"] for item in profiled], [item.get("group", "") for item in profiled]
+            [item["profile"] for item, _ in profiled], [patient for _, patient in profiled]
         ),
     }
 

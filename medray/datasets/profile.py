@@ -34,6 +34,7 @@ _ENDS_PERCENT = (0.5, 99.5)
 _NUM_RANKS = 256
 _COLOUR_STEP, _COLOUR_SHARE = 8, 0.005
 _TINY = 1e-3
+_LARGEST = 1e30
 
 
 def image_profile(sample: Sample) -> dict[str, Any]:
@@ -51,8 +52,7 @@ def image_profile(sample: Sample) -> dict[str, Any]:
         grey = _canonical(grey, image.affine_lps)
     most = _MOST_ZYX if grey.ndim == 3 else _MOST_YX
     steps = tuple(slice(None, None, -(-n // m)) for n, m in zip(grey.shape, most, strict=True))
-    seen = np.asarray(grey[steps], dtype=np.float32)
-    seen = np.nan_to_num(seen, nan=0.0, posinf=3e38, neginf=-3e38)
+    seen = _finite(grey[steps])
     levels = _levels(seen)
     low, ends = _percentiles(seen)
     numbers = {
@@ -65,12 +65,24 @@ def image_profile(sample: Sample) -> dict[str, Any]:
         "kind": _kind(sample, is_colour=is_colour),
         "contrast": _contrast(sample),
         "is_constant": bool(seen.size == 0 or seen.min() == seen.max()),
-        "numbers": {name: round(float(value), 6) for name, value in numbers.items()},
+        "numbers": {name: _positive(value) for name, value in numbers.items()},
         "levels": {str(index): int(levels[index]) for index in np.flatnonzero(levels)},
         "soft": _soft(seen, low),
         "shape": _shape(seen, ends),
         "layout": _layout(seen, ends),
     }
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """Return float32 values that can be summed, whatever a float file holds."""
+    if array.dtype.kind == "f":
+        array = np.clip(np.nan_to_num(array), -_LARGEST, _LARGEST)
+    return array.astype(np.float32)
+
+
+def _positive(value: float) -> float:
+    """Return a number of which there is a logarithm."""
+    return max(round(float(value), 6), 1e-6)
 
 
 def _kind(sample: Sample, *, is_colour: bool) -> str:
@@ -205,9 +217,9 @@ def _roughness(grey: np.ndarray) -> float:
     """Return the mean step between neighbouring pixels over the mean distance from the mean."""
     if grey.ndim == 3:
         chosen = np.unique(np.linspace(0, len(grey) - 1, _NUM_PLANES).astype(int))
-        planes = np.stack([grey[k] for k in chosen]).astype(np.float32)
+        planes = np.stack([_finite(grey[k]) for k in chosen])
     else:
-        planes = np.asarray(grey, dtype=np.float32)[None]
+        planes = _finite(grey)[None]
     spread = float(np.abs(planes - planes.mean()).mean()) if planes.size else 0.0
     steps = [np.abs(np.diff(planes, axis=axis)) for axis in (1, 2) if planes.shape[axis] > 1]
     step = float(np.mean([float(one.mean()) for one in steps])) if steps else 0.0

@@ -4,16 +4,20 @@ How far is said by the training images themselves: each is compared with all the
 image will be compared with all of them.
 """
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from medray.datasets.profile import NUM_LEVELS, PROFILE_VERSION, SHARE, SOFT_STEP_HU
+from medray.datasets.profile import NUM_LEVELS, NUM_SOFT, PROFILE_VERSION, SHARE, SOFT_STEP_HU
 
 Profile = Mapping[str, Any]
+# Hash, group and profile.
+_Member = tuple[str, str, Profile]
 # Below these no difference is worth a flag: shares of voxels, HU, shares of the image's own range,
 # one minus a correlation, and factors (as logarithms) of lengths and ratios.
 _LEAST = {
@@ -32,7 +36,6 @@ _LEAST = {
     "content": 0.7,
 }
 ASPECTS = tuple(_LEAST)
-_DISTANCES = ("levels", "soft", "shape", "layout")
 # Enough for a 95 % quantile; more would cost seconds and change nothing.
 _MOST_COMPARED = 300
 _MOST_KINDS = 8
@@ -48,9 +51,11 @@ def make_reference(profiles: Sequence[Profile], groups: Sequence[str]) -> dict[s
         profiles: of `image_profile`.
         groups: one text an image; images of one patient share it, empty is a group of its own.
     """
-    by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_kind: dict[str, list[_Member]] = defaultdict(list)
     for profile, group in zip(profiles, groups, strict=True):
-        by_kind[profile["kind"]].append((json.dumps(profile, sort_keys=True), group))
+        text = json.dumps(profile, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        by_kind[profile["kind"]].append((digest, group, profile))
     usual = sorted(by_kind, key=lambda kind: (-len(by_kind[kind]), kind))[:_MOST_KINDS]
     return {
         "version": PROFILE_VERSION,
@@ -58,58 +63,96 @@ def make_reference(profiles: Sequence[Profile], groups: Sequence[str]) -> dict[s
     }
 
 
-def _kind_reference(texts: list[tuple[str, str]]) -> dict[str, Any]:
-    step = -(-len(texts) // _MOST_COMPARED)
-    chosen = sorted(texts)[::step]
-    profiles = [json.loads(text) for text, _ in chosen]
+def _kind_reference(found: list[_Member]) -> dict[str, Any]:
+    # The order of hashes is that of no list, so the first ones are as good as any.
+    chosen = sorted(found, key=lambda member: member[:2])[:_MOST_COMPARED]
+    profiles = [profile for _, _, profile in chosen]
     members: dict[str, list[int]] = defaultdict(list)
-    for index, (_, group) in enumerate(chosen):
+    for index, (_, group, _) in enumerate(chosen):
         members[group or f"\0{index}"].append(index)
-    reference = centre(profiles)
-    apart = _left_out(profiles, list(members.values()))
+    table = _Table.of(profiles)
+    apart = _left_out(profiles, table, list(members.values()))
     scales = {
         name: max(float(np.quantile(values, _USUAL)), _LEAST[name])
         for name, values in _columns(apart).items()
     }
     scales |= {name: _LEAST[name] for name in ASPECTS if name not in scales}
     worst = [max((v / scales[n] for n, v in row.items()), default=0.0) for row in apart]
-    factor = max(1.0, float(np.quantile(worst, _JOINT))) if worst else _SINGLE_FACTOR
-    # The spread of a dozen cases is known badly; that of a hundred well.
-    factor *= 1 + 1 / float(np.sqrt(len(members))) + 2 / len(members)
+    factor = _factor(worst, len(members))
     return {
-        "num_examples": len(texts),
+        "num_examples": len(found),
         "num_compared": len(profiles),
         "contrast": dict(sorted(Counter(profile["contrast"] for profile in profiles).items())),
-        **reference,
+        **table.centre(np.arange(len(profiles))),
         "limits": {name: round(scale * factor, 6) for name, scale in scales.items()},
     }
 
 
-def centre(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """Return what is usual of images of one kind."""
-    levels = np.zeros((len(profiles), NUM_LEVELS))
-    for row, profile in zip(levels, profiles, strict=True):
-        for index, share in profile["levels"].items():
-            row[int(index)] = share
-    upper = np.quantile(levels, _UPPER, axis=0)
-    names = sorted({name for profile in profiles for name in profile["numbers"]})
-    numbers = {}
-    for name in names:
-        values = np.log([p["numbers"][name] for p in profiles if name in p["numbers"]])
-        low, high = np.quantile(values, [_LOW, _HIGH])
-        numbers[name] = [round(float(low), 6), round(float(high), 6)]
-    soft = [profile["soft"] for profile in profiles if profile["soft"]]
-    return {
-        "levels": {str(i): round(float(upper[i]), 1) for i in np.flatnonzero(upper)},
-        "soft": _mean(soft),
-        "shape": _mean([profile["shape"] for profile in profiles]),
-        "layout": _mean([profile["layout"] for profile in profiles]),
-        "numbers": numbers,
-    }
+def _factor(worst: Sequence[float], num_groups: int) -> float:
+    """Return how far beyond its own scale the worst aspect of an image may lie.
+
+    Each image has a dozen aspects, so the worst of them is what few images may have.
+    """
+    if not worst:
+        return _SINGLE_FACTOR
+    # The spread of a dozen cases is known badly, that of a hundred well.
+    margin = 1 + 1 / float(np.sqrt(num_groups)) + 2 / num_groups
+    return margin * max(1.0, float(np.quantile(worst, _JOINT)))
 
 
-def _mean(rows: Sequence[Sequence[int]]) -> list[float]:
-    return [round(float(v), 1) for v in np.mean(np.array(rows, float), axis=0)] if rows else []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """Profiles of one kind as arrays, one row an image; NaN where an image has no such number."""
+
+    levels: np.ndarray
+    soft: np.ndarray
+    shape: np.ndarray
+    layout: np.ndarray
+    logs: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, profiles: Sequence[Profile]) -> "_Table":
+        """Stack profiles."""
+        levels = np.zeros((len(profiles), NUM_LEVELS))
+        for row, profile in zip(levels, profiles, strict=True):
+            for index, share in profile["levels"].items():
+                row[int(index)] = share
+        names = sorted({name for profile in profiles for name in profile["numbers"]})
+        nothing = [np.nan] * NUM_SOFT
+        return cls(
+            levels=levels,
+            soft=np.array([profile["soft"] or nothing for profile in profiles], dtype=float),
+            shape=np.array([profile["shape"] for profile in profiles], dtype=float),
+            layout=np.array([profile["layout"] for profile in profiles], dtype=float),
+            logs={
+                name: np.log([profile["numbers"].get(name, np.nan) for profile in profiles])
+                for name in names
+            },
+        )
+
+    def centre(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return what is usual of the images in some rows."""
+        levels = self.levels[rows]
+        used = np.flatnonzero(levels.any(axis=0))
+        upper = np.quantile(levels[:, used], _UPPER, axis=0)
+        logs = {name: values[rows] for name, values in self.logs.items()}
+        known = {name: values[~np.isnan(values)] for name, values in logs.items()}
+        return {
+            "levels": {str(i): round(float(v), 1) for i, v in zip(used, upper, strict=True)},
+            "soft": _mean(self.soft[rows]),
+            "shape": _mean(self.shape[rows]),
+            "layout": _mean(self.layout[rows]),
+            "numbers": {
+                name: [round(float(v), 6) for v in np.quantile(values, [_LOW, _HIGH])]
+                for name, values in known.items()
+                if values.size
+            },
+        }
+
+
+def _mean(rows: np.ndarray) -> list[float]:
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    return np.round(rows.mean(axis=0), 1).tolist() if len(rows) else []
 
 
 def deviations(profile: Profile, reference: Mapping[str, Any]) -> dict[str, float]:
@@ -161,14 +204,15 @@ def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(a @ b) / size if size > 0 else 0.0
 
 
-def _left_out(profiles: Sequence[Profile], groups: Sequence[list[int]]) -> list[dict[str, float]]:
+def _left_out(
+    profiles: Sequence[Profile], table: _Table, groups: Sequence[list[int]]
+) -> list[dict[str, float]]:
     """Return each image's deviations from the images of all other groups."""
     if len(groups) < 2:
         return []
     found = []
     for group in groups:
-        apart = set(group)
-        others = centre([p for index, p in enumerate(profiles) if index not in apart])
+        others = table.centre(np.delete(np.arange(len(profiles)), group))
         found += [deviations(profiles[index], others) for index in group]
     return found
 

@@ -1,6 +1,6 @@
 """How well `conformity` tells shifted phantoms from unseen ones; no Ray, no training.
 
-    python -m tests.benchmarks.conformity [--size small] [--cases 48]
+python -m tests.benchmarks.conformity [--size small] [--cases 48]
 """
 
 import argparse
@@ -11,9 +11,8 @@ from collections import Counter
 
 import numpy as np
 
-from medray.datasets.conformity import compare, conformity
+from medray.datasets.conformity import conformity
 from medray.datasets.fingerprint import merge_fingerprints, partial_fingerprint
-from medray.datasets.profile import image_profile
 from medray.phantoms.score import auroc
 from tests.conformity_cases import TASKS
 
