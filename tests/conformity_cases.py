@@ -1,6 +1,7 @@
 """Samples of phantoms as the loader gives them, and the same spoilt in one known way."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -23,12 +24,14 @@ def volume_sample(values, spacing_zyx_mm, **meta):
     return Sample(image=Volume(array=whole, affine_lps=affine), meta={**CT, **meta})
 
 
+@cache
 def abdomen_sample(seed, number, size="tiny"):
     grid = GRIDS[size]
     found = abdomen(grid, make_belly(seed, number))
     return volume_sample(found.hu, grid.spacing_zyx_mm, contrast=True)
 
 
+@cache
 def thorax_sample(seed, number, size="tiny"):
     grid = SIZES[size].thick
     return volume_sample(chest_hu(grid, _chest(seed, number)), grid.spacing_zyx_mm, contrast=False)
@@ -43,6 +46,7 @@ def _chest(seed, number):
     return make_chest(seed, number=number, histology="ABG"[number % 3], group=number // 3)
 
 
+@cache
 def radiograph_sample(seed, number, size="tiny"):
     film = radiograph(
         seed,
