@@ -139,13 +139,19 @@ def test_images_of_one_patient_are_no_spread_between_patients(films):
     assert grouped["layout"] > 1.2 * alone["layout"]
 
 
-@pytest.mark.parametrize("old", [{}, {"modalities": {"CT": 3}}, {"conformity": {"version": 99}}])
+@pytest.mark.parametrize("old", [{}, {"modalities": {"CT": 3}}])
 def test_packages_without_a_reference_say_unknown(old, abdomens):
     sample = abdomens[1][0]
     assert conformity(sample, old) == Conformity(None, ())
     assert not conformity(sample, old).is_out_of_distribution
     empty = cases.with_values(sample, np.zeros_like(sample.image.array))
     assert conformity(empty, old) == Conformity(0.0, ("content_empty",))
+
+
+def test_a_reference_of_another_version_is_not_read(abdomens):
+    fingerprint, unseen = abdomens
+    other = {"conformity": fingerprint["conformity"] | {"version": 99}}
+    assert conformity(unseen[0], other) == Conformity(None, ())
 
 
 def test_old_parts_without_a_profile_still_merge(abdomens):
@@ -214,6 +220,7 @@ def test_training_headers_of_both_contrast_states_allow_either(abdomens):
     )
     found = conformity(cases.with_meta(unseen[0], contrast=False), silent)
     assert found.flags == ("contrast_differs",)
+    assert found.is_out_of_distribution
 
 
 def test_the_axis_order_of_a_file_does_not_matter(abdomens):
