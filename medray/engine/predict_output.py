@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medray import storage
+from medray.datasets.conformity import Conformity
 from medray.engine.convert_task import write_volume
 from medray.engine.ledger import content_key
 from medray.engine.package import NOTICE
@@ -43,6 +44,7 @@ class Answer:
         flags: what a reader of the result should know.
         status: `complete`, or `partial` where some of its images could not be used.
         sop_uid: of the image that the prediction is of; empty for a volume and outside DICOM.
+        conformity: how much the case is like the training images; None where nobody looked.
         boxes: on all images of the case.
         images: what a challenge's table needs of each image.
         segment: what the mask marks, a word of `dicom.seg_terms`.
@@ -57,6 +59,7 @@ class Answer:
     flags: tuple[str, ...] = ()
     status: str = "complete"
     sop_uid: str = ""
+    conformity: Conformity | None = None
     boxes: tuple[FoundBox, ...] = ()
     images: tuple[Mapping[str, Any], ...] = ()
     segment: str = ""
@@ -127,7 +130,8 @@ def write_case(
     return {
         **{name: result[name] for name in ("key", "series_uid", "status", "score", "label")},
         "volume_ml": result["volume_ml"],
-        "flags": result["flags"],
+        "conformity": (result["conformity"] or {}).get("score"),
+        "flags": sorted({*result["flags"], *(result["conformity"] or {}).get("flags", ())}),
         "outputs": sorted(outputs),
         "weights_sha256": facts["weights_sha256"],
     }
@@ -159,7 +163,7 @@ def case_result(
         "boxes": boxes_json(answer.boxes, names),
         "volume_ml": found.volume_ml,
         "threshold": chosen.get("threshold"),
-        "conformity": None,
+        "conformity": None if answer.conformity is None else answer.conformity.to_json(),
         "flags": list(answer.flags),
     }
     if "mask_threshold" in chosen:

@@ -58,7 +58,8 @@ class PredictActor:
         reader = CountingReader(process_decoder(), keeps_headers=wants_seg)
         try:
             chain = self.request.upstream
-            steps = answer_steps(self.predictor, chain, payload, reader)
+            policy = self.request.policy
+            steps = answer_steps(self.predictor, chain, payload, reader, policy=policy)
             answer = answered(steps, network_of(self.predictor, chain))
             row = write_case(self.out, answer, self.predictor.facts, self.request.formats)
             record.update(key=row["key"], row=row)

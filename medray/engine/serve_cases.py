@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medray import storage
+from medray.config import unknown_name
 from medray.dicom.decoder import process_decoder
 from medray.engine.case import Answers, Finished, Question, advance
-from medray.engine.case_answer import answer_steps
+from medray.engine.case_answer import POLICIES, Policy, answer_steps
 from medray.engine.case_listing import case_refusal, cases_at
 from medray.engine.predict_output import NO_SEG, Answer, answer_file, case_document, case_result
 from medray.engine.predict_sources import Case
@@ -67,10 +68,16 @@ class CaseLimits:
     Attributes:
         max_unpacked_bytes: declared sizes of an archive's members, and decoded pixels of all cases.
         max_members: files in an archive.
+        policy: what becomes of images that are unlike the training's: `flag` or `refuse`.
     """
 
     max_unpacked_bytes: int = 8 << 30
     max_members: int = 5_000
+    policy: Policy = "flag"
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(unknown_name("policy", self.policy, POLICIES))
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, not a fault
@@ -175,7 +182,9 @@ class CaseReplica:
         return result, files
 
     async def _answered(self, case: Case, model: Served, reader: CountingReader) -> Answer:
-        steps = answer_steps(model.interpreter, model.upstream, case.payload(), reader)
+        steps = answer_steps(
+            model.interpreter, model.upstream, case.payload(), reader, policy=self.limits.policy
+        )
         said: Answers | DataError | None = None
         while True:
             step = await self._on_cpu(advance, steps, said)

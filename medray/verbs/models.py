@@ -142,6 +142,9 @@ def predict(
     compat: Annotated[
         bool, typer.Option("--compat", help="Also prediction.nii; the probability as last line.")
     ] = False,
+    policy: Annotated[
+        str, typer.Option("--policy", help="Images unlike the training's: flag or refuse.")
+    ] = "flag",
     only: Annotated[
         str, typer.Option("--only", help="failed, or failed:REASON: try these again, no others.")
     ] = "",
@@ -176,6 +179,7 @@ def predict(
         upstream=upstream,
         formats=(*(name.strip() for name in format.split(",")), *([COMPAT] if compat else [])),
         use_gpu=gpu,
+        policy=policy,  # type: ignore[arg-type]  # checked there
         only=Failed(failed_reason(only)) if only else None,
     )
     summary = with_ray(lambda: run_predict(request, out, quiet=quiet), address=address, debug=debug)

@@ -28,6 +28,9 @@ def serve(
     max_unpacked: Annotated[
         str, typer.Option("--max-unpacked", help="What one request may unpack to.")
     ] = "8GiB",
+    policy: Annotated[
+        str, typer.Option("--policy", help="Images unlike the training's: flag or refuse.")
+    ] = "flag",
     jobs_dir: Annotated[str, typer.Option("--jobs-dir", help="Where jobs are kept.")] = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="NAME.threshold=0.4 for a model.")
@@ -65,7 +68,7 @@ def serve(
         "jobs_uri": jobs_dir,
     }
     sizes = {"min_replicas": min_replicas, "max_replicas": max_replicas, "gpus": gpus}
-    limit = {"max_unpacked_bytes": parse_size(max_unpacked, "--max-unpacked")}
+    limit = {"max_unpacked_bytes": parse_size(max_unpacked, "--max-unpacked"), "policy": policy}
     options = _options(models, set_ or [], {"http": http, "limits": limit, **sizes})
     if write_config:
         _write_config(options, write_config, host, port)
