@@ -1,0 +1,72 @@
+// Plain words for what the server says in codes.
+
+const TASKS = {
+  lung_detection: "Lung tumours, boxes on CT and PET slices",
+  lung_classification: "Lung tumour type, from a CT volume",
+  breast_roi: "Breast region, box on a mammogram",
+  breast_classification: "Breast cancer score, from mammograms",
+  pneumonia_detection: "Lung opacities, boxes on a chest radiograph",
+  pancreas_segmentation: "Pancreas, mask on a CT volume",
+  pancreas_classification: "Pancreas lesion score, from a CT volume",
+};
+
+const FLAGS = {
+  mask_empty: "The mask is empty: nothing was found.",
+  tilt: "The scanner's gantry was tilted.",
+  tilt_resampled: "The gantry was tilted; the slices were resampled to a straight grid.",
+  geometry_unverified: "The files do not say where the slices lie.",
+  "completeness=partial": "Slices seem to be missing from the series.",
+  "completeness=unknown": "Whether the series is complete cannot be told.",
+  spacing: "The spacing of the voxels is unlike that of the training images.",
+  slice_thickness: "The slices are thicker or thinner than those of the training images.",
+  modality: "The images are of another modality than the training images.",
+  intensity: "The intensities are unlike those of the training images.",
+  histogram: "The intensities are unlike those of the training images.",
+  contrast: "Contrast medium: the images differ from the training images.",
+  units: "The intensities seem to be in other units.",
+  field_of_view: "The field of view is unlike that of the training images.",
+};
+
+/** Return a code as words: `slice_thickness` as "Slice thickness". */
+export function worded(code) {
+  const words = String(code).replaceAll(/[_=:]+/g, " ").trim();
+  return words ? words[0].toUpperCase() + words.slice(1) : "";
+}
+
+export const taskWords = (task) => TASKS[task] || worded(task || "");
+
+let reasons = {};
+
+/** Fetch what each reason code means and how it is mended; without it codes are shown as words. */
+export async function loadReasons() {
+  try {
+    const answer = await fetch("page/reasons.json");
+    if (answer.ok) reasons = await answer.json();
+  } catch { /* words will do */ }
+}
+
+/** Return {meaning, mend} of a reason code, empty texts where unknown. */
+export const reasonWords = (code) => (Object.hasOwn(reasons, code) ? reasons[code] : { meaning: "", mend: "" });
+
+export function flagWords(flag) {
+  const code = String(flag);
+  if (Object.hasOwn(FLAGS, code)) return FLAGS[code];
+  return reasonWords(code).meaning || `${worded(code)}.`;
+}
+
+export const STATUS = {
+  complete: { mark: "✓", word: "Complete", says: "All images were used." },
+  partial: { mark: "◐", word: "Partial", says: "Some images could not be used; the answer is of the others only." },
+  refused: { mark: "✕", word: "Refused", says: "No answer was given for these images. This is not a negative finding." },
+};
+
+/** Return a number with a fitting count of digits, a dash where there is none. */
+export function digits(value, places = 3) {
+  if (typeof value !== "number" || !Number.isFinite(value)) return "–";
+  return value.toFixed(places);
+}
+
+export function sizeWords(bytes) {
+  if (bytes < 1e6) return `${Math.max(1, Math.round(bytes / 1e3))} KB`;
+  return bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`;
+}
