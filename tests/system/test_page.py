@@ -1,9 +1,12 @@
 """The web page in the system's Chromium, against a server that answers what the test says."""
 
+import base64
 import io
 import json
+import zipfile
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -346,8 +349,6 @@ def test_a_job_that_fails_says_why(page, stub, tmp_path):
 
 
 def test_a_folder_of_files_is_zipped_and_each_series_can_be_had_alone(page, stub, tmp_path):
-    import zipfile
-
     from medray.phantoms.series import write_ct_series
 
     first, second = known_volume(SHAPE), known_volume((9, 24, 24))
@@ -531,3 +532,187 @@ def test_a_narrow_screen_shows_everything_below_one_another(page, stub, tmp_path
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
     tops = [page.locator(s).bounding_box()["y"] for s in (".input", ".viewer", ".answer")]
     assert tops == sorted(tops)
+
+
+# Takes each file in as the page does and looks at each slice; says what was not a plain sentence.
+_TAKE_ALL = """async (coded) => {
+  const { takeFiles } = await import('/page/files.js');
+  const { readMask } = await import('/page/nifti.js');
+  const { Unreadable } = await import('/page/unreadable.js');
+  const wrong = [], counts = { shown: 0, said: 0, refused: 0 };
+  for (const [n, text] of coded.entries()) {
+    const blob = new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]);
+    try {
+      const { stacks, note } = await takeFiles([blob], () => {});
+      for (const { slices } of stacks) for (const slice of slices.slice(0, 3)) {
+        const { values, rgba } = await slice.read();
+        const area = slice.width * slice.height;
+        if ((values ? values.length : rgba.length / 4) !== area) wrong.push(`${n}: size`);
+      }
+      if (stacks.length) counts.shown += 1;
+      else if (/^[A-Z0-9].*\\.$/.test(note)) counts.said += 1;
+      else wrong.push(`${n}: ${note}`);
+    } catch (error) {
+      if (error instanceof Unreadable) counts.refused += 1;
+      else wrong.push(`${n}: ${error.stack}`);
+    }
+    await readMask(blob, 1 << 24).catch((error) => {
+      const known = error instanceof Unreadable || error instanceof RangeError;
+      if (!known) wrong.push(`${n}: mask ${error.stack}`);
+    });
+  }
+  return { wrong, counts };
+}"""
+
+
+def _mutants(data: bytes, rng: np.random.Generator, count: int) -> list[bytes]:
+    """Return damaged copies: bytes changed, the more of them early in the file, or the end lost."""
+    made = []
+    for number in range(count):
+        copy = bytearray(data)
+        if number % 4 == 0:
+            del copy[int(rng.integers(0, len(copy))) :]
+        for _ in range(int(rng.integers(1, 6))):
+            if copy:
+                at = int(rng.integers(0, min(len(copy), 2000)))
+                copy[at] = int(rng.choice([0, 1, 127, 128, 255, rng.integers(256)]))
+        made.append(bytes(copy))
+    return made
+
+
+def _take_all(page, stub, files: list[bytes]) -> dict[str, int]:
+    enter(page, stub.url)
+    says(page, "Ready.")
+    total = {"shown": 0, "said": 0, "refused": 0}
+    for start in range(0, len(files), 50):
+        coded = [base64.b64encode(data).decode() for data in files[start : start + 50]]
+        found = page.evaluate(_TAKE_ALL, coded)
+        assert found["wrong"] == []
+        total = {name: total[name] + found["counts"][name] for name in total}
+    return total
+
+
+def test_damaged_files_are_a_sentence_each(page, stub, tmp_path):
+    volume = known_volume((3, 12, 10))
+    path = series_zip(tmp_path, volume)
+    slice_file = next((tmp_path / "series").iterdir())
+    picture = io.BytesIO()
+    Image.fromarray(volume.array[1].astype(np.uint8)).save(picture, format="PNG")
+    rng = np.random.default_rng(7)
+    seeds = [slice_file.read_bytes(), path.read_bytes(), nifti_bytes(volume, gz=False),
+             nifti_bytes(volume), picture.getvalue()]  # fmt: skip
+    files = [mutant for seed in seeds for mutant in _mutants(seed, rng, 120)]
+    counts = _take_all(page, stub, files)
+    assert sum(counts.values()) == len(files)
+    assert min(counts.values()) > 10
+
+
+def test_broken_files_of_others_are_a_sentence_each(page, stub, real_data):
+    files = [p.read_bytes() for p in sorted((real_data / "broken").rglob("*")) if p.is_file()]
+    counts = _take_all(page, stub, files)
+    assert sum(counts.values()) == len(files) > 300
+
+
+_READ_ALL = """async (input) => {
+  const { takeFiles } = await import('/page/files.js');
+  const { stacks, note } = await takeFiles([...input.files], () => {});
+  const read = stacks.map(({ slices }) => Promise.all(slices.map(async (slice) => {
+    const { values } = await slice.read();
+    let sum = 0;
+    values.forEach((value, n) => { sum += value * (1 + (n % 7)); });
+    return [slice.sopUid, sum, values[0], values[values.length - 1]];
+  })));
+  return { note, stacks: await Promise.all(read) };
+}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("ge_tilt_variable_spacing", [14, 14]), ("lung_pet_ct_dx_A0001", [30])]
+)
+def test_real_series_have_the_values_and_order_of_an_independent_reader(
+    page, stub, real_data, name, sizes
+):
+    found = [pydicom.dcmread(p) for p in sorted((real_data / "ct_series" / name).rglob("*.dcm"))]
+    series = found[0].SeriesInstanceUID
+    known = [d for d in found if d.SeriesInstanceUID == series][:30]
+    stub.needs_key = False
+    page.goto(stub.url)
+    says(page, "Ready.")
+    page.evaluate(
+        "() => document.body.append(Object.assign(document.createElement('input'), "
+        "{ type: 'file', multiple: true, id: 'own' }))"
+    )
+    page.set_input_files("#own", [str(d.filename) for d in known])
+    got = page.locator("#own").evaluate(_READ_ALL)
+    assert got["note"] == ""
+    assert [len(stack) for stack in got["stacks"]] == sizes
+    by_uid = {d.SOPInstanceUID: d for d in known}
+    for stack in got["stacks"]:
+        heights = [by_uid[row[0]].ImagePositionPatient[2] for row in stack]
+        assert heights == sorted(heights)
+    rows = [row for stack in got["stacks"] for row in stack]
+    assert {row[0] for row in rows} == set(by_uid)
+    for sop, total, first, last in rows:
+        dataset = by_uid[sop]
+        values = dataset.pixel_array.ravel() * float(dataset.RescaleSlope)
+        values = values + float(dataset.RescaleIntercept)
+        weights = 1 + np.arange(values.size) % 7
+        assert (total, first, last) == (float(values @ weights), values[0], values[-1])
+
+
+@pytest.mark.parametrize("kept", [range(12), range(2, 9), range(0, 12, 2)])
+def test_a_mask_of_some_slices_is_drawn_on_these_alone(page, stub, tmp_path, kept):
+    volume = known_volume(SHAPE)
+    mask = masked(volume)
+    affine = mask.affine_lps.copy()
+    affine[:3, 3] += affine[:3, 0] * kept[0]
+    affine[:3, 0] *= kept.step
+    part = Volume(array=mask.array[list(kept)], affine_lps=affine)
+    stub.bodies["application/json"] = answer(result(series_uid=SERIES, volume_ml=12.5))
+    stub.bodies["application/gzip"] = nifti_bytes(part)
+    enter(page, stub.url)
+    page.set_input_files("#files", str(series_zip(tmp_path, volume)))
+    says(page, "Ready to run.")
+    run(page)
+    says(page, "Done.")
+    page.wait_for_selector("#at-finding:has-text('mask')")
+    for k in (1, 4, 5, 9):
+        wanted = mask.array[k] > 0 if k in kept else np.zeros(SHAPE[1:], bool)
+        assert np.array_equal(coloured(pixels(page, k, SHAPE[1:])), wanted), k
+    note = page.inner_text("#viewer-note")
+    assert note == ("" if len(kept) == 12 else f"The mask covers {len(kept)} of the 12 slices.")
+
+
+def test_a_real_chest_ct_is_shown_with_mask_and_box(page, stub, real_data):
+    """Place and values come from the headers by hand, not from medray's own reader."""
+    folder = real_data / "ct_series" / "lung_pet_ct_dx_A0001"
+    slices = [pydicom.dcmread(path) for path in sorted(folder.rglob("*.dcm"))]
+    slices = [d for d in slices if d.SeriesInstanceUID == slices[0].SeriesInstanceUID]
+    slices.sort(key=lambda d: d.ImagePositionPatient[2])
+    hu = np.stack([d.pixel_array * d.RescaleSlope + d.RescaleIntercept for d in slices])
+    positions = np.array([d.ImagePositionPatient for d in slices], float)
+    affine = np.eye(4)
+    affine[:3, 0] = (positions[-1] - positions[0]) / (len(slices) - 1)
+    affine[:3, 1] = np.array(slices[0].ImageOrientationPatient[3:]) * slices[0].PixelSpacing[0]
+    affine[:3, 2] = np.array(slices[0].ImageOrientationPatient[:3]) * slices[0].PixelSpacing[1]
+    affine[:3, 3] = positions[0]
+    mask = Volume(array=(hu > 200).astype(np.uint8), affine_lps=affine)
+    telling = int(mask.array.sum(axis=(1, 2)).argmax())
+    box = {"box_xyxy_px": [60.5, 70, 200, 220], "box_xyxy_mm": [1, 2, 3, 4], "label": "A",
+           "score": 0.9, "sop_uid": slices[20].SOPInstanceUID}  # fmt: skip
+    stub.bodies["application/json"] = answer(
+        result(series_uid=slices[0].SeriesInstanceUID, volume_ml=900.0, boxes=[box])
+    )
+    stub.bodies["application/gzip"] = nifti_bytes(mask)
+    enter(page, stub.url)
+    page.set_input_files("#files", [str(d.filename) for d in slices])
+    says(page, "Ready to run.")
+    run(page)
+    says(page, "Done.")
+    page.wait_for_selector(f"#canvas[data-slice='{telling}']")
+    for k in (telling, 3, 50):
+        found = coloured(pixels(page, k, hu.shape[1:]))
+        assert np.array_equal(found, mask.array[k] > 0), k
+    page.click("#results table button")
+    page.wait_for_selector("#canvas[data-slice='20']")
+    assert "1 box here" in page.inner_text("#at-finding")

@@ -54,6 +54,17 @@ export function flagWords(flag) {
   return reasonWords(code).meaning || `${worded(code)}.`;
 }
 
+const FORMS = { "application/json": "JSON", "image/png": "PNG picture", "application/gzip": "NIfTI mask", "application/dicom": "DICOM SEG" };
+
+/** Return any JSON value as a short line; media types by their names. */
+export function lineOf(value) {
+  if (value === null || value === undefined) return "";
+  if (Array.isArray(value)) return value.map(lineOf).filter(Boolean).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([name, inner]) => `${worded(name).toLowerCase()} ${lineOf(inner)}`).join(", ");
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)));
+  return Object.hasOwn(FORMS, value) ? FORMS[value] : String(value);
+}
+
 export const STATUS = {
   complete: { mark: "✓", word: "Complete", says: "All images were used." },
   partial: { mark: "◐", word: "Partial", says: "Some images could not be used; the answer is of the others only." },
