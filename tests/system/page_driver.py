@@ -1,5 +1,6 @@
 """Chromium on the page: what the tests of the page share."""
 
+import base64
 import io
 import zipfile
 from collections.abc import Iterator
@@ -25,13 +26,17 @@ _READ = """([width, height]) => {
   const names = ['left', 'top', 'right', 'down'];
   const [left, top, right, down] = names.map((name) => Number(canvas.dataset[name]));
   const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-  const out = [];
+  const out = new Uint8Array(3 * width * height);
   for (let j = 0; j < height; j += 1) for (let i = 0; i < width; i += 1) {
     const x = Math.floor(left + (i + 0.5) * right), y = Math.floor(top + (j + 0.5) * down);
     const at = 4 * (y * canvas.width + x);
-    out.push([data[at], data[at + 1], data[at + 2]]);
+    out.set(data.subarray(at, at + 3), 3 * (j * width + i));
   }
-  return { slice: Number(canvas.dataset.slice), rgb: out };
+  let text = '';
+  for (let n = 0; n < out.length; n += 8192) {
+    text += String.fromCharCode(...out.subarray(n, n + 8192));
+  }
+  return { slice: Number(canvas.dataset.slice), rgb: btoa(text) };
 }"""
 
 
@@ -74,7 +79,8 @@ def pixels(page, slice_number: int, shape: tuple[int, int]) -> np.ndarray:
     page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
     found = page.evaluate(_READ, [shape[1], shape[0]])
     assert found["slice"] == slice_number
-    return np.array(found["rgb"]).reshape(*shape, 3)
+    rgb = np.frombuffer(base64.b64decode(found["rgb"]), np.uint8)
+    return rgb.reshape(*shape, 3).astype(int)
 
 
 def coloured(rgb: np.ndarray) -> np.ndarray:

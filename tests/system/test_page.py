@@ -53,7 +53,7 @@ def stub():
 def page(browser):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     opened = context.new_page()
-    opened.set_default_timeout(10_000)
+    opened.set_default_timeout(30_000)
     opened.complaints = []
     opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
     opened.on(
