@@ -59,9 +59,11 @@ class PredictActor:
         try:
             chain = self.request.upstream
             policy = self.request.policy
-            steps = answer_steps(self.predictor, chain, payload, reader, policy=policy)
+            steps = answer_steps(self.predictor.interpreter, chain, payload, reader, policy=policy)
             answer = answered(steps, network_of(self.predictor, chain))
-            row = write_case(self.out, answer, self.predictor.facts, self.request.formats)
+            row = write_case(
+                self.out, answer, self.predictor.interpreter.facts, self.request.formats
+            )
             record.update(key=row["key"], row=row)
             if SUBMISSION in self.request.formats:
                 patient = {"patient_id": payload["patient_id"]}

@@ -74,7 +74,7 @@ class Networks:
             if key in self._loaded:
                 return self._loaded[key]
             predictor = Predictor(self.recipe_of(task), uri, device=self.device)
-            if predictor.facts["weights_sha256"] != weights_sha256:
+            if predictor.interpreter.facts["weights_sha256"] != weights_sha256:
                 raise DataError("model_hash_mismatch", "the package now holds other weights")
             while len(self._loaded) >= _KEPT_VERSIONS:
                 del self._loaded[next(iter(self._loaded))]

@@ -29,7 +29,7 @@ from medray.engine.upstream import packed_upstream
 from medray.engine.weights import read_model_json
 from medray.errors import ConfigError, DataError
 from medray.tasks import get_recipe
-from medray.verbs.models import failed_reason
+from medray.verbs.prediction import failed_reason
 from tests.prepared_data import mask_examples, shape_examples
 from tests.ray.local import answers_in_process
 from tests.tiny_models import fresh_package, tiny

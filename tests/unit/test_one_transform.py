@@ -129,7 +129,7 @@ def require_same(asked: list[Any], made: Made, number: int) -> None:
 def predicted(made: Made, where: Path) -> tuple[list[Any], dict[str, Any]]:
     """Return the examples that `predict` gives its network, and the result."""
     predictor = Predictor(made.recipe, made.model)
-    chain = packed_upstream(made.model, predictor.facts, get_recipe)
+    chain = packed_upstream(made.model, predictor.interpreter.facts, get_recipe)
     network, asked = network_of(predictor, chain), []
 
     def spied(question: Question) -> Any:
@@ -138,8 +138,10 @@ def predicted(made: Made, where: Path) -> tuple[list[Any], dict[str, Any]]:
         return network(question)
 
     case = cases_at(str(where), planar=made.recipe.is_planar)[0]
-    steps = answer_steps(predictor, chain, case.payload(), CountingReader(process_decoder()))
-    return asked, case_result(answered(steps, spied), predictor.facts)
+    steps = answer_steps(
+        predictor.interpreter, chain, case.payload(), CountingReader(process_decoder())
+    )
+    return asked, case_result(answered(steps, spied), predictor.interpreter.facts)
 
 
 class Handle:
