@@ -53,10 +53,11 @@ def chromium() -> Iterator[object]:
 
 
 def enter(page, url: str, key: str = KEY) -> None:
-    """Open the page and give the key."""
+    """Open the page, give the key and wait for the models."""
     page.goto(url)
     page.fill("#key", key)
     page.click("text=Continue")
+    says(page, "Ready.")
 
 
 def says(page, sentence: str) -> None:

@@ -586,7 +586,6 @@ def _mutants(data: bytes, rng: np.random.Generator, count: int) -> list[bytes]:
 
 def _take_all(page, stub, files: list[bytes]) -> dict[str, int]:
     enter(page, stub.url)
-    says(page, "Ready.")
     total = {"shown": 0, "said": 0, "refused": 0}
     for start in range(0, len(files), 50):
         coded = [base64.b64encode(data).decode() for data in files[start : start + 50]]

@@ -114,17 +114,18 @@ async function take(files) {
   if (turn !== state.taking) return;
   state.input = input;
   byId("chosen").textContent = `${input.label}, ${sizeWords(input.upload.blob.size)}`;
-  showStacks(input.stacks);
   note(input.note);
+  await showStacks(input.stacks);
+  if (turn !== state.taking) return;
   say(input.stacks.length ? "Ready to run." : "Ready to run; nothing to show yet.");
   ready();
 }
 
-function showStacks(stacks) {
+async function showStacks(stacks) {
   const options = stacks.map((stack, n) => make("option", { value: n }, stackName(stack, n)));
   byId("stack").replaceChildren(...options);
   byId("stack-choice").hidden = stacks.length < 2;
-  if (stacks.length) showStack(0);
+  if (stacks.length) await showStack(0);
 }
 
 const stackName = (stack, n) => `Stack ${n + 1}: ${[stack.modality, `${stack.slices.length} × ${stack.slices[0].width} × ${stack.slices[0].height}`].filter(Boolean).join(", ")}`;
