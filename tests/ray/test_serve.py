@@ -227,7 +227,7 @@ def test_the_client_gets_what_the_service_gives(
     with Client(service.url, service.key) as client:
         assert {card["name"] for card in client.models()} == {"pancreas", "breast"}
         job = client.submit(series[0], model="pancreas")
-        answer = job.wait(timeout_s=120)
+        answer = job.wait(timeout_s=120).result()
         assert answer.results[0]["status"] == "complete"
         client.save(answer, tmp_path)
     names = {path.name.partition(".")[2] for path in tmp_path.rglob("*") if path.is_file()}
