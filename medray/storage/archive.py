@@ -145,7 +145,7 @@ def parse_archive(
     if len(entries) != end.num_members:
         raise DataError("unsafe_archive", "the archive's directory has another length than it says")
     _refuse_duplicates(entries)
-    bounded = _bounded(entries, end.directory_start)
+    bounded = _bounded(entries, end.directory_start) if entries else []
     files = sorted((m for m in bounded if not m.raw_name.endswith(b"/")), key=lambda m: m.name)
     archive = Archive(
         stamp=stamp,
@@ -159,6 +159,8 @@ def parse_archive(
         ),
     )
     archive.check(limits)
+    if not files:
+        raise DataError("empty_file", "the archive holds no file")
     return archive
 
 
