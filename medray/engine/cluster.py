@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +47,7 @@ def ray_session(
     joined = address or os.environ.get("RAY_ADDRESS")
     if joined:
         _require_listener(joined)
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         if joined:
             ray.init(
@@ -60,6 +63,9 @@ def ray_session(
         raise ConfigError(
             f"cannot connect to {where}: {str(error).splitlines()[0]}; check --address"
         ) from error
+    if callable(ours) and threading.current_thread() is threading.main_thread():
+        # Ray's own handler dumps a stack and aborts; services and jobs are ended by this signal.
+        signal.signal(signal.SIGTERM, ours)
     try:
         yield
     finally:
