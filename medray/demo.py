@@ -3,8 +3,13 @@
 import argparse
 import json
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from medray import cli
@@ -24,7 +29,8 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     _say("A local Ray starts; everything below runs as its tasks.")
     with ray_session(None, trains=True):
-        codes = _phantoms(root) + _real(root) + _learn(root) + _tune(root)
+        codes = _phantoms(root) + _real(root) + _learn(root) + _tune(root) + _predict(root)
+    codes += _serve(root)
     _finish(root, time.monotonic() - began)
     return 0 if set(codes) <= _GOOD_CODES else 1
 
@@ -73,6 +79,65 @@ def _tune(root: Path) -> list[int]:
     return [*codes, _run("tune", task, *out, *space, *small)]
 
 
+def _predict(root: Path) -> list[int]:
+    model, fresh, out = root / "pancreas" / "train", root / "phantom-fresh", root / "predicted"
+    if not (model / "model").is_dir():
+        return []
+    _say("9. Predict: CTs of further patients; NIfTI, DICOM Segmentation, JSON and a picture each")
+    made = ("--size", "tiny", "--seed", "11")
+    codes = [_phantom("pancreas_segmentation", str(fresh), *made, patients=4)]
+    codes.append(_run("predict", str(model), str(fresh), "--out", str(out)))
+    sys.stdout.write(f"pictures: {out}/*/preview.png\n")
+    return codes
+
+
+def _serve(root: Path) -> list[int]:
+    """Serve the model as a user would: a process of its own, a key, a call by curl."""
+    from medray.service.keys import make_key
+
+    model, fresh = root / "pancreas" / "train", root / "phantom-fresh"
+    curl = shutil.which("curl")
+    if curl is None or not (model / "model").is_dir():
+        return []
+    _say("10. Serve: the same model over HTTP, a key, and a call by curl")
+    made = make_key(datetime.now(UTC), key_id="demo")
+    keys = root / "keys.txt"
+    keys.touch(mode=0o600)
+    keys.write_text(made.line + "\n")
+    series = sorted({path.parent for path in fresh.rglob("*.dcm")})[0]
+    archive = shutil.make_archive(str(root / "series"), "zip", series)
+    port = _free_port()
+    command = [sys.executable, "-m", "medray.cli", "serve", f"pancreas={model}"]
+    options = ["--keys", str(keys), "--port", str(port), "--max-replicas", "1"]
+    sys.stdout.write(f"$ medray serve pancreas={model} --keys {keys} --port {port}\n")
+    sys.stdout.flush()
+    server = subprocess.Popen(  # noqa: S603 - our own command
+        [*command, *options], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        sys.stdout.write(server.stdout.readline())
+        where = f"http://127.0.0.1:{port}/v1/models/pancreas/predict"
+        sys.stdout.write(f'$ curl -H "X-API-Key: $KEY" -F file=@{archive} {where}\n')
+        call = [curl, "-sS", "--fail-with-body", "-H", "@-", "-F", f"file=@{archive}", where]
+        # By stdin: arguments of a process are seen by all users of a machine.
+        header = f"X-API-Key: {made.key}\n"
+        done = subprocess.run(  # noqa: S603 - no shell, own arguments
+            call, input=header, capture_output=True, text=True, check=False
+        )
+        sys.stdout.write(f"{done.stdout}{done.stderr}\n")
+        return [EXIT_DONE if done.returncode == 0 else 1]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _real(root: Path) -> list[int]:
     where = os.environ.get("MEDRAY_TEST_DATA", "../shared/data")
     source = Path(where) / _REAL_SERIES
@@ -117,6 +182,7 @@ def _finish(root: Path, seconds: float) -> None:
         "  .venv/bin/medray index YOUR_DICOM --out index\n"
         "  .venv/bin/medray convert YOUR_DICOM --out nifti\n"
         "  .venv/bin/medray run TASK --data YOUR_DATA --out run\n"
+        "  .venv/bin/medray serve NAME=run --no-auth      (a page for people is at its address)\n"
     )
 
 
