@@ -49,7 +49,10 @@ TRIALS = "--tiny --set view=box --epochs 12 --search random --trials 8 --stop no
 # Steps of the full networks, fed for real and from resident tensors, where a GPU is at hand.
 GPU_STEPS = ("pancreas_segmentation", "breast_classification", "pneumonia_detection")
 # Sections that are no command of the user's.
-_MODULES = {"conformity": "tests.benchmarks.conformity"}
+_MODULES = {
+    "conformity": "tests.benchmarks.conformity",
+    "serve-trials": "tests.benchmarks.service",
+}
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -71,6 +74,7 @@ def main() -> int:
         source = str(Path(data) / folder)
         sections[f"corpus-{folder}"] = ["convert", source, "--out", str(out / f"corpus-{folder}")]
     sections["conformity"] = ["--size", "tiny", "--cases", "48", "--seed", "700"]
+    sections["serve-trials"] = ["--out", str(out / "serve-trials")]
     chosen = {name: words for name, words in sections.items() if name.startswith(options.only)}
     failed = [name for name, words in chosen.items() if not section(out, name, words)]
     write_tables(out)
@@ -310,6 +314,24 @@ def tuning_rows(record: dict) -> list[str]:
     return [*lines, f"Best {best['metric']} {_n(best['value'])} {between}{held}: {params}"]
 
 
+def serve_rows(record: dict) -> list[str]:
+    """Show what a service bore; everything beside the latencies is what was done or seen."""
+    summary = record["summary"]
+    known = ("trial", "requests", "codes", "failed", "p50_ms", "p95_ms", "p99_ms")
+    lines = [
+        f"Commit {summary['commit'][:12]}, {summary['cores']} cores, clients on the same ones.",
+        "",
+        "| trial | requests | answers | p50 ms | p95 ms | p99 ms | meanwhile |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["rows"]:
+        answers = ", ".join(f"{count} x {code}" for code, count in row["codes"].items())
+        more = ", ".join(f"{n} {v}" for n, v in row.items() if n not in known)
+        times = " | ".join(f"{row[name]:g}" for name in known[4:])
+        lines.append(f"| {row['trial']} | {row['requests']} | {answers} | {times} | {more} |")
+    return lines
+
+
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -340,6 +362,7 @@ def conformity_rows(record: dict) -> list[str]:
 
 
 _ROWS = {
+    "serve": serve_rows,
     "chaos": chaos_rows,
     "phantom": phantom_rows,
     "learn": learning_rows,

@@ -16,7 +16,7 @@ import requests
 
 from medray.engine import serve
 from medray.engine.serve_ingress import IngressSettings
-from medray.engine.serve_options import ServeOptions, described_models, logical_cpus
+from medray.engine.serve_options import APP, ServeOptions, described_models, logical_cpus
 from medray.recipe import Prepared
 from medray.service.keys import make_key
 from medray.tasks import get_recipe
@@ -112,3 +112,13 @@ def running_service(root: Path, models: dict[str, str], **changes: Any) -> Itera
         serve.running(described, options, get_recipe, port=free_port()) as url,
     ):
         yield Service(url, made.key, root, options)
+
+
+def replica_pids(name: str) -> list[int]:
+    """Return the processes of a deployment's replicas, from Ray's state API."""
+    import ray
+    from ray.util.state import list_actors
+
+    here = ray.get_runtime_context().gcs_address
+    actors = list_actors(here, detail=True, limit=1000, filters=[("state", "=", "ALIVE")])
+    return [a.pid for a in actors if f"{APP}#{name}#" in str(a.name) and a.pid]

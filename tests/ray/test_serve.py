@@ -20,11 +20,9 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
-import ray
 import requests
 from PIL import Image
 from ray import serve
-from ray.util.state import list_actors
 
 import medray
 from medray.client import Client
@@ -32,7 +30,7 @@ from medray.engine.serve import update
 from medray.engine.serve_options import APP, described_models
 from medray.formats.images import write_png
 from medray.tasks import get_recipe
-from tests.ray.service import Service, detector, masker, running_service, zipped
+from tests.ray.service import Service, detector, masker, replica_pids, running_service, zipped
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -277,14 +275,6 @@ def test_a_job_that_cannot_be_done_says_why(service: Service) -> None:
     state = job_end(service, job["id"])
     assert (state["state"], state["reason"]) == ("failed", "no_pixels")
     assert problem(service.get(f"/v1/jobs/{job['id']}/result")) == (422, "no_pixels")
-
-
-def replica_pids(name: str) -> list[int]:
-    """Return the processes of a deployment's replicas, from Ray's state API."""
-    here = ray.get_runtime_context().gcs_address
-    alive = [("state", "=", "ALIVE")]
-    actors = list_actors(here, detail=True, limit=1000, filters=alive)
-    return [a.pid for a in actors if f"{APP}#{name}#" in str(a.name) and a.pid]
 
 
 def test_work_happens_in_replicas_of_their_own(service: Service) -> None:
