@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "pancreas": masker(root / "pancreas"),
         "breast": detector(root / "breast"),
         "gone": str(root / "nothing"),
+        "changed": detector(root / "changed"),
     }
+    weights = root / "changed" / "model" / "weights.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with running_service(
         root,
         models,
@@ -84,7 +89,9 @@ def test_health_models_and_documents(service: Service) -> None:
     assert requests.get(service.url + "/health/live", timeout=10).json() == {"status": "live"}
     ready = requests.get(service.url + "/health/ready", timeout=30)
     assert ready.status_code == 503
-    assert ready.json()["models"] == {"pancreas": "", "breast": "", "gone": "model_missing"}
+    assert ready.json()["models"] == {
+        "pancreas": "", "breast": "", "gone": "model_missing", "changed": "model_hash_mismatch",
+    }  # fmt: skip
     cards = {card["name"]: card for card in service.get("/v1/models").json()["models"]}
     assert set(cards) == {"pancreas", "breast"}
     assert service.get("/v1/models/breast").json() == cards["breast"]
@@ -162,6 +169,9 @@ def test_what_cannot_be_answered_says_why(
     assert problem(predict("breast", png, "application/gzip")) == (406, "not_acceptable")
     assert problem(predict("nobody", png)) == (404, "model_unknown")
     assert problem(predict("gone", png)) == (503, "model_missing")
+    assert problem(predict("changed", png)) == (503, "model_hash_mismatch")
+    assert problem(predict("breast", b"\x89PNG\r\n\x1a\n")) == (422, "unreadable")
+    assert problem(predict("pancreas", bomb()))[1] in {"bomb_suspected", "unsafe_archive"}
     assert problem(predict("breast", b"x" * (65 << 20))) == (413, "too_large")
     uri = {"uri": "/etc/hostname"}
     where = "/v1/models/pancreas/predict"
@@ -170,6 +180,14 @@ def test_what_cannot_be_answered_says_why(
     assert problem(service.post(where, data="x")) == (415, "unsupported_type")
     assert problem(service.get("/nowhere")) == (404, "route_unknown")
     assert problem(service.get(where))[0] == 405
+
+
+def bomb() -> bytes:
+    """Return a zip of a file of zeros."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.dcm", bytes(64 << 20))
+    return out.getvalue()
 
 
 def test_nobody_without_a_key_is_read(service: Service, png: bytes) -> None:
