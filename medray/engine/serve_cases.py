@@ -23,6 +23,7 @@ from medray.engine.serve_model import NetworkAsk
 from medray.engine.serve_retry import repeated
 from medray.engine.serve_spec import RecipeOf, Served, network_name, read_models
 from medray.errors import ConfigError, DataError
+from medray.service.scratch import scratch_folder
 
 _NETWORK_WITHIN_S = 120.0
 
@@ -102,6 +103,7 @@ class CaseReplica:
         self.limits = limits
         self.models: dict[str, Served | DataError] = {}
         # Decoding and resampling hold the one CPU of a replica; waiting for a network does not.
+        self._scratch = scratch_folder()
         self._cpu = ThreadPoolExecutor(1, thread_name_prefix="medray-case")
 
     def reconfigure(self, config: Mapping[str, Any]) -> None:
@@ -122,7 +124,7 @@ class CaseReplica:
             return CaseReply(refused=(model.reason, model.detail))
         data = body if isinstance(body, bytes) else (await body[0] if body else b"")
         with contextlib.ExitStack() as stack:
-            uri = request.uri or stack.enter_context(_kept(data, request.suffix))
+            uri = request.uri or stack.enter_context(_kept(data, request.suffix, self._scratch))
             del data
             try:
                 return await self._answer_at(uri, model, request)
@@ -251,9 +253,9 @@ def _refused_result(case: Case, reason: str, detail: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _kept(data: Any, suffix: str) -> Iterator[str]:
+def _kept(data: Any, suffix: str, scratch: str) -> Iterator[str]:
     """Keep an upload as a file as long as it is looked at."""
-    with tempfile.TemporaryDirectory(prefix="medray-") as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / f"upload{suffix}"
         path.write_bytes(data)
         yield str(path)

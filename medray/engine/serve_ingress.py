@@ -24,6 +24,7 @@ from medray.service.job_records import DONE, FAILED, Job, JobRequest
 from medray.service.job_store import JobStore
 from medray.service.keys import KeySource
 from medray.service.problems import ProblemError
+from medray.service.uploads import Upload
 
 # Larger bodies travel as one object that the worker reads in place.
 _INLINE_BYTES = 64 << 10
@@ -46,6 +47,7 @@ class IngressSettings:
         allow_uris: prefixes below which a JSON request may name its input.
         max_body_bytes: of one request.
         jobs_uri: where jobs are kept; empty: no jobs.
+        scales_to_zero: a network without replicas is ready, and asking would wake it.
     """
 
     keys_file: str = ""
@@ -55,6 +57,7 @@ class IngressSettings:
     allow_uris: tuple[str, ...] = ()
     max_body_bytes: int = 1 << 30
     jobs_uri: str = ""
+    scales_to_zero: bool = False
 
     def keys(self) -> KeySource:
         """Return the keys that are valid.
@@ -123,6 +126,8 @@ class IngressReplica:
         model = self.models[name]
         if isinstance(model, DataError):
             return model.reason
+        if self.settings.scales_to_zero:
+            return ""
         for part, (_, _, sha256) in model.networks.items():
             handle = self.networks.get(network_name(name, part))
             if handle is None:
@@ -154,11 +159,7 @@ class IngressReplica:
         return Reply(data=data)
 
     async def _asked(self, request: CaseRequest, ask: Ask) -> CaseReply:
-        body: Any = b""
-        if ask.upload is not None:
-            body = ask.upload.read()
-            if len(body) > _INLINE_BYTES:
-                body = [ray.put(np.frombuffer(body, dtype=np.uint8))]
+        body = await asyncio.to_thread(_travelling, ask.upload)
         try:
             reply: CaseReply = await repeated(
                 lambda: self.cases.answer.remote(request, body), within_s=_CASES_WITHIN_S
@@ -201,6 +202,19 @@ class IngressReplica:
         if self.store is None:
             raise ProblemError("route_unknown", "the service was started without --jobs-dir")
         return self.store
+
+
+def _travelling(upload: Upload | None) -> Any:
+    """Return an upload as it goes to a worker: bytes, or a list of one reference to many.
+
+    A file is copied into the object store page by page; this process never holds it.
+    """
+    if upload is None:
+        return b""
+    if upload.num_bytes <= _INLINE_BYTES:
+        return upload.read()
+    mapped = np.memmap(upload.path(), dtype=np.uint8, mode="r")
+    return [ray.put(mapped.view(np.ndarray))]
 
 
 def _submit(store: JobStore, ask: Ask, model: Served) -> Job:

@@ -94,6 +94,7 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
         for name, model in _networks_of(models).items()
     }
     config = {"models": dict(models)}
+    http = replace(options.http, scales_to_zero=options.min_replicas == 0)
     cases = (
         _deployment(CaseReplica, sorted(networks), asdict(options.limits))
         .options(
@@ -108,12 +109,12 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
         .bind(recipe_of, networks, options.limits)
     )
     jobs = (
-        _deployment(JobReplica, asdict(options.http))
+        _deployment(JobReplica, asdict(http))
         .options(name=JOBS, num_replicas=1, ray_actor_options={"num_cpus": 0}, **_LIFE)
-        .bind(cases, options.http)
+        .bind(cases, http)
     )
     return (
-        _deployment(serve.ingress()(IngressReplica), sorted(networks), asdict(options.http))
+        _deployment(serve.ingress()(IngressReplica), sorted(networks), asdict(http))
         .options(
             name=INGRESS,
             user_config=config,
@@ -122,7 +123,7 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
             max_ongoing_requests=_INGRESS_ONGOING,
             **_LIFE,
         )
-        .bind(recipe_of, cases, networks, jobs, options.http)
+        .bind(recipe_of, cases, networks, jobs, http)
     )
 
 

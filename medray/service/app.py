@@ -15,6 +15,7 @@ from medray.service.allow import UriPolicy
 from medray.service.negotiate import MEDIA_TYPES, negotiate
 from medray.service.page_files import page_file
 from medray.service.problems import ProblemError, problem_of, reason_of_status, render
+from medray.service.scratch import scratch_folder
 from medray.service.uploads import Body, Upload, read_body
 
 _SUFFIX_OF = {
@@ -113,6 +114,7 @@ class _Routes:
 
     def __init__(self, backend: Backend, policy: UriPolicy) -> None:
         self._backend = backend
+        self._scratch = scratch_folder()
         self._policy = policy
 
     def table(self) -> list[tuple[str, str, Handler, dict[str, Any]]]:
@@ -162,7 +164,7 @@ class _Routes:
 
     async def predict(self, name: str, request: Request) -> Response:
         kind = negotiate(request.headers.get("accept", ""))
-        body = await _body(request)
+        body = await self._body(request)
         try:
             return _answer(await self._backend.predict(self._ask(name, kind, body, request)), kind)
         finally:
@@ -173,7 +175,7 @@ class _Routes:
         detectors = [n for n, card in self._backend.cards().items() if card["kind"] == "box2d"]
         if not detectors:
             raise ProblemError("model_unknown", "no model that finds boxes in images is served")
-        body = await _body(request)
+        body = await self._body(request)
         try:
             if body.upload is None or body.upload.kind != "png":
                 raise ProblemError("unsupported_type", "this route takes one PNG file")
@@ -183,7 +185,7 @@ class _Routes:
             body.close()
 
     async def submit(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await self._body(request)
         try:
             name = body.fields.get("model", "")
             if not name:
@@ -200,6 +202,10 @@ class _Routes:
         kind = negotiate(request.headers.get("accept", ""))
         return _answer(await self._backend.job_result(job_id, kind), kind)
 
+    async def _body(self, request: Request) -> Body:
+        content_type = request.headers.get("content-type", "")
+        return await read_body(content_type, request.receive, folder=self._scratch)
+
     def _ask(self, model: str, kind: str, body: Body, request: Request) -> Ask:
         uri = body.fields.get("uri", "")
         if (body.upload is None) == (not uri):
@@ -211,10 +217,6 @@ class _Routes:
             uri=self._policy.check(uri) if uri else "",
             request_id=str(getattr(request.state, "request_id", "")),
         )
-
-
-async def _body(request: Request) -> Body:
-    return await read_body(request.headers.get("content-type", ""), request.receive)
 
 
 def _answer(reply: Reply, kind: str) -> Response:

@@ -12,6 +12,7 @@ const TASKS = {
 
 const FLAGS = {
   mask_empty: "The mask is empty: nothing was found.",
+  seg_no_geometry: "The series names no frame of reference: no DICOM Segmentation can be made of it.",
   tilt: "The scanner's gantry was tilted.",
   tilt_resampled: "The gantry was tilted; the slices were resampled to a straight grid.",
   geometry_unverified: "The files do not say where the slices lie.",
