@@ -16,6 +16,8 @@ _ROW_GROUP_ROWS = 1 << 16
 # Tables and JSON files of ours hold rows about images, never pixels.
 _MAX_TABLE_BYTES = 4 << 30
 _MAX_JSON_BYTES = 1 << 30
+# Arrow's threads cost more than a small table, and may abort a process that ends while they start.
+_THREADS_FROM_BYTES = 16 << 20
 
 
 def write_parquet(
@@ -64,7 +66,10 @@ def read_parquet(
     try:
         with pq.ParquetFile(pa.BufferReader(raw), arrow_extensions_enabled=False) as file:
             _refuse_extensions(file.schema_arrow)
-            table = file.read(columns=columns if schema is None else schema.names)
+            table = file.read(
+                columns=columns if schema is None else schema.names,
+                use_threads=len(raw) > _THREADS_FROM_BYTES,
+            )
         if schema is not None:
             table = table.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
