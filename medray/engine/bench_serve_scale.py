@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from ray import serve
@@ -72,7 +73,9 @@ def _up_and_down(url: str, file: str, most: int) -> Iterator[Measure]:
 def _replicas() -> int:
     """Return how many replicas of the network run, as `serve status` says."""
     deployment = serve.status().applications[APP].deployments[network_name("m", "")]
-    return sum(n for state, n in deployment.replica_states.items() if state.value == "RUNNING")
+    # Declared as an enumeration, come as text.
+    states: dict[Any, int] = dict(deployment.replica_states)
+    return sum(n for state, n in states.items() if getattr(state, "value", state) == "RUNNING")
 
 
 def _seconds_until(reached: Callable[[], bool]) -> float:
