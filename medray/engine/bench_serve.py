@@ -28,9 +28,9 @@ _PAUSE_S = 0.1
 _LONGEST_S = 30.0
 
 
-def rows(bench: ServeBench) -> Iterator[Measure]:
-    """Yield the rows of the serve stage; starts a Ray of its own."""
-    with serve_session():
+def rows(bench: ServeBench, *, debug: bool = False) -> Iterator[Measure]:
+    """Yield the rows of the serve stage; starts a Ray of its own, with its narration if wanted."""
+    with serve_session(debug=debug):
         yield from _stub_rows(bench)
         yield from network_rows(bench)
         yield from scale_rows(bench)

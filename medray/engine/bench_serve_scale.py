@@ -59,7 +59,7 @@ def _up_and_down(url: str, file: str, most: int) -> Iterator[Measure]:
         up_s = _seconds_until(lambda: _replicas() >= most)
         found = result_of(process)
     down_s = _seconds_until(lambda: _replicas() == 1)
-    failed = f"{found.failed} of {sum(found.statuses.values())} requests failed"
+    failed = f"{found.failed} failed of {sum(found.statuses.values())} requests"
     rates = ", ".join(f"{name} {value:g} s" for name, value in _DELAYS.items() if "delay" in name)
     for name, seconds in ((f"from 1 to {most} replicas", up_s), (f"from {most} to 1", down_s)):
         yield Measure(

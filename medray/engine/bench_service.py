@@ -50,10 +50,10 @@ class ServeBench:
 
 
 @contextlib.contextmanager
-def serve_session() -> Iterator[None]:
+def serve_session(*, debug: bool = False) -> Iterator[None]:
     """Run a local Ray with the environment that the service needs."""
     prepare_environment(ServeOptions(models={}, http=_HTTP), haproxy=False)
-    with ray_session(None, num_cpus=_LOGICAL_CPUS):
+    with ray_session(None, debug=debug, num_cpus=_LOGICAL_CPUS):
         yield
 
 

@@ -26,7 +26,7 @@ def bench(
         ),
     ] = "",
     out: Annotated[str, typer.Option("--out", help="Folder for bench.json.")] = "bench-out",
-    task: Annotated[str, typer.Option("--task", help="Of prepare and train.")] = "",
+    task: Annotated[str, typer.Option("--task", help="Of prepare, train and predict.")] = "",
     gpu: Gpu = False,
     small: Annotated[bool, typer.Option("--small", help="Fewer files and repeats.")] = False,
     as_json: AsJson = False,
@@ -50,16 +50,19 @@ def bench(
     if stage and stage not in known:
         raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(known)}")
     if stage == SERVE:
-        summary = _bench_serve(out, small=small)
+        summary = _bench_serve(out, small=small, debug=debug)
     else:
-        default = _VOLUMES if stage == PREDICT else _first_task()
-        recipe = get_recipe(task or default)
+        recipe = get_recipe(task or (_VOLUMES if stage == PREDICT else _first_task()))
         stages = (stage,) if stage else STAGES
         summary = with_ray(
             lambda: run_bench(stages, out, recipe=recipe, small=small, use_gpu=gpu),
             address=None,
             debug=debug,
         )
+    _show_bench(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _show_bench(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> None:
     if not quiet:
         for row in summary["rows"]:
             typer.echo(_bench_line(row))
@@ -68,7 +71,7 @@ def bench(
         typer.echo(json.dumps(summary, sort_keys=True))
 
 
-def _bench_serve(out: str, *, small: bool) -> dict[str, Any]:
+def _bench_serve(out: str, *, small: bool, debug: bool) -> dict[str, Any]:
     """Measure the service; it starts a Ray of its own."""
     from medray.config import override
     from medray.engine.bench import work_folder, write_bench
@@ -93,7 +96,7 @@ def _bench_serve(out: str, *, small: bool) -> dict[str, Any]:
         },
         small=small,
     )
-    return write_bench(out, rows(bench))
+    return write_bench(out, rows(bench, debug=debug))
 
 
 def _augment_sheet(task: str, out: str, *, debug: bool) -> None:
