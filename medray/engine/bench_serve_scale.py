@@ -20,6 +20,7 @@ _PAUSE_S = 0.2
 _CLIENTS = 16
 _MOST = 3
 _PATIENCE_S = 180.0
+_LOADED_S = 40.0
 _LOOK_S = 0.1
 _DELAYS = {"upscale_delay_s": 1.0, "downscale_delay_s": 2.0, "target_ongoing": 1.0}
 
@@ -35,7 +36,6 @@ def scale_rows(bench: ServeBench) -> Iterator[Measure]:
     most = 2 if bench.small else _MOST
     with service(bench, {"m": package}, min_replicas=0, max_replicas=most, **_DELAYS) as url:
         yield _cold(predict_url(url, "m"), str(file))
-    with service(bench, {"m": package}, min_replicas=1, max_replicas=most, **_DELAYS) as url:
         yield from _up_and_down(predict_url(url, "m"), str(file), most)
 
 
@@ -53,15 +53,14 @@ def _cold(url: str, file: str) -> Measure:
 
 
 def _up_and_down(url: str, file: str, most: int) -> Iterator[Measure]:
-    load = Load(url=url, file=file, clients=_CLIENTS, requests=1 << 20, seconds=45.0)
-    loaded(Load(url=url, file=file, clients=1, requests=2))
+    load = Load(url=url, file=file, clients=_CLIENTS, requests=1 << 20, seconds=_LOADED_S)
     with loading(load) as process:
         up_s = _seconds_until(lambda: _replicas() >= most)
         found = result_of(process)
-    down_s = _seconds_until(lambda: _replicas() == 1)
+    down_s = _seconds_until(lambda: _replicas() == 0)
     failed = f"{found.failed} failed of {sum(found.statuses.values())} requests"
     rates = ", ".join(f"{name} {value:g} s" for name, value in _DELAYS.items() if "delay" in name)
-    for name, seconds in ((f"from 1 to {most} replicas", up_s), (f"from {most} to 1", down_s)):
+    for name, seconds in ((f"from 1 to {most} replicas", up_s), (f"from {most} to none", down_s)):
         yield Measure(
             name=f"{name}, {_CLIENTS} clients" if name.startswith("from 1") else f"{name}, idle",
             median_s=seconds,

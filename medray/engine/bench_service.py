@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ray import serve
 
 from medray.engine.bench_load import Load, Loaded, loaded
 from medray.engine.bench_measure import Measure
@@ -38,6 +39,7 @@ class ServeBench:
         volumes: task of masks in volumes.
         volume_hparams: a title of each network to its hyperparameters.
         small: fewer requests, small networks.
+        port: of HTTP; Serve keeps the first one as long as it runs.
     """
 
     work: Path
@@ -47,6 +49,7 @@ class ServeBench:
     volumes: Recipe[Any]
     volume_hparams: Mapping[str, Any]
     small: bool
+    port: int = field(default_factory=free_port)
 
 
 @contextlib.contextmanager
@@ -54,12 +57,17 @@ def serve_session(*, debug: bool = False) -> Iterator[None]:
     """Run a local Ray with the environment that the service needs."""
     prepare_environment(ServeOptions(models={}, http=_HTTP), haproxy=False)
     with ray_session(None, debug=debug, num_cpus=_LOGICAL_CPUS):
-        yield
+        try:
+            yield
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
 def service(bench: ServeBench, models: Mapping[str, str], **changes: Any) -> Iterator[str]:
     """Run the service with some packages; the URL is yielded, without a path.
+
+    Serve itself goes on: a controller that is ending is found by whoever starts the next one.
 
     Args:
         bench: whose tasks are known beside the stub.
@@ -69,7 +77,7 @@ def service(bench: ServeBench, models: Mapping[str, str], **changes: Any) -> Ite
     options = ServeOptions(models=models, http=_HTTP, **changes)
     registry = with_stub(bench.recipe_of)
     described = described_models(options, registry)
-    with running(described, options, registry, port=free_port()) as url:
+    with running(described, options, registry, port=bench.port, everywhere=True) as url:
         yield url
 
 

@@ -36,7 +36,7 @@ def test_the_service_is_measured_beside_its_peers(tmp_path: Path) -> None:
     names = {name for name, _ in rows}
     assert any("of the bare network's throughput" in row["note"] for row in rows.values())
     assert "first answer from zero replicas of a network" in names
-    assert {"from 1 to 2 replicas, 16 clients", "from 2 to 1, idle"} <= names
+    assert {"from 1 to 2 replicas, 16 clients", "from 2 to none, idle"} <= names
     staged = next(row for (name, _), row in rows.items() if "folder to written mask" in name)
     shares = [int(share) for share in re.findall(r"\((\d+)%\)", staged["note"])]
     assert len(shares) == 5
