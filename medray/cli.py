@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from medray.errors import ConfigError, DataError, GateError, MedrayError
-from medray.verbs import data, models, pipeline, serving, trials, tuning
+from medray.verbs import data, models, pipeline, prediction, serving, trials, tuning
 from medray.verbs.options import (
     EXIT_DONE,
     EXIT_GATE,
@@ -44,7 +44,7 @@ for verb in (
     models.train,
     tuning.tune,
     models.evaluate,
-    models.predict,
+    prediction.predict,
     serving.serve,
     serving.key,
     pipeline.run,

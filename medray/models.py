@@ -32,7 +32,7 @@ class Model:
     @property
     def facts(self) -> dict[str, Any]:
         """Content of model.json: labels, metrics, inference, what it was trained on."""
-        return self.predictor.facts
+        return self.predictor.interpreter.facts
 
     def predict(self, image: "Volume | Image2D | str | PathLike[str]") -> Prediction:
         """Return what the model says of one volume, or of one image where it takes these.
@@ -50,7 +50,7 @@ class Model:
             sample = Sample(image=image, meta={"modality": ""})
         else:
             sample = load_sample(
-                one_record(fspath(image), planar=self.predictor.recipe.is_planar),
+                one_record(fspath(image), planar=self.predictor.interpreter.recipe.is_planar),
                 CountingReader(process_decoder()),
             )
         return predict_sample(self.predictor, sample, self.upstream)

@@ -71,6 +71,7 @@ class Recipe(Generic[HparamsT]):
         phantom_baseline: threshold-and-blob score on that data set, name and value.
         lesion_boxes: boxes mark lesions (the box_whole_image gate).
         prepare_peak_factor: peak memory of `prepare` over the bytes of the decoded sample.
+        segment: what its masks mark, a word of `dicom.seg_terms`; empty where it makes none.
         upstream: parts of a sample, `mask` or `boxes`, that another task's model may make.
         learning: how the task learns.
         submission: (images with `patient_id`, `laterality`, `score`, `boxes_xyxy_px` and
@@ -97,6 +98,7 @@ class Recipe(Generic[HparamsT]):
     prepare_peak_factor: float = 4.0
     submission: Callable[[Sequence[Mapping[str, Any]], Mapping[str, Any]], str] | None = None
     submission_needs: tuple[str, ...] = ("patient_id",)
+    segment: str = ""
     upstream: Mapping[str, UpstreamPart] = field(default_factory=dict)
 
     @property

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from medray.datasets.conformity import FLAGS
 from medray.datasets.layouts import LAYOUTS
 from medray.errors import REASONS
 from medray.tasks import TASKS
@@ -16,6 +17,11 @@ README = (ROOT / "README.md").read_text()
 def test_the_reason_table_is_the_closed_list():
     for code, reason in REASONS.items():
         assert f"| `{code}` | {reason.stage} | {reason.meaning} | {reason.mend} |" in README
+
+
+def test_the_table_of_flags_is_the_closed_list():
+    for flag, meaning in FLAGS.items():
+        assert f"| `{flag}` | {meaning} |" in README
 
 
 def test_every_layout_and_folder_is_named():

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from medray.datasets.profile import image_profile
+from medray.datasets.profile_reference import make_reference
 from medray.datasets.record import Sample
 from medray.volume import Volume
 
@@ -21,7 +23,7 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 def partial_fingerprint(sample: Sample) -> dict[str, Any]:
-    """Return one example's part: modality, contrast, spacing, size and histogram of its image."""
+    """Return one example's part: modality, contrast, spacing, size, histogram and profile."""
     image = sample.image
     modality = str(sample.meta.get("modality", "") or "unknown")
     spacing = image.spacing_zyx_mm if isinstance(image, Volume) else (image.spacing_yx_mm or ())
@@ -34,12 +36,24 @@ def partial_fingerprint(sample: Sample) -> dict[str, Any]:
         "size": [int(value) for value in size],
         "hu_counts": counts,
         "value_range": [float(image.array.min()), float(image.array.max())],
+        "profile": image_profile(sample),
     }
 
 
-def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of fingerprint.json, whatever the order of the parts."""
+def merge_fingerprints(
+    parts: Iterable[Mapping[str, Any]], *, groups: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the content of fingerprint.json, whatever the order of the parts.
+
+    Args:
+        parts: of `partial_fingerprint`; those that an older version made have no profile, and
+            `conformity` then knows nothing of them.
+        groups: the patient of each part, so that slices of one patient are not taken for what
+            patients have in common; not kept. Without it each part is one patient.
+    """
     items = list(parts)
+    patients = list(groups) or [""] * len(items)
+    profiled = [pair for pair in zip(items, patients, strict=True) if "profile" in pair[0]]
     total: Counter[int] = Counter()
     for item in items:
         total.update({int(index): int(count) for index, count in item["hu_counts"].items()})
@@ -55,6 +69,9 @@ def merge_fingerprints(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "hu_histogram": {"low": HU_LOW, "bin": HU_BIN, "counts": counts.tolist()},
         "hu_percentiles": _percentiles(counts),
         "value_range": _range([item["value_range"] for item in items]),
+        "conformity": make_reference(
+            [item["profile"] for item, _ in profiled], [patient for _, patient in profiled]
+        ),
     }
 
 

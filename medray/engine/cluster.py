@@ -16,6 +16,7 @@ from medray.errors import ConfigError
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _MIN_OBJECT_STORE_BYTES = 128 << 20
 _CONNECT_S = 5.0
+_STARTS = 2
 
 
 @contextmanager
@@ -87,6 +88,24 @@ def _start_local(*, debug: bool, trains: bool, num_cpus: int) -> None:
     # Inherited by the workers of a local Ray; a runtime_env would cost them their warm start.
     for name, value in {**WORKER_ENVIRONMENT, **TRAIN_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
+    for attempt in range(1, _STARTS + 1):
+        try:
+            _init_local(debug=debug, trains=trains, num_cpus=num_cpus)
+        except Exception as error:
+            # Ray gives its processes half a minute, which a busy machine may exceed; it says so by
+            # a bare Exception.
+            ray.shutdown()
+            if type(error) is not Exception:
+                raise
+            if attempt == _STARTS:
+                raise ConfigError(
+                    "a local Ray did not start in time, twice; this machine is too busy"
+                ) from error
+        else:
+            return
+
+
+def _init_local(*, debug: bool, trains: bool, num_cpus: int) -> None:
     available = psutil.virtual_memory().available
     store = max(_MIN_OBJECT_STORE_BYTES, min(_LOCAL_OBJECT_STORE_BYTES, available // 5))
     ray.init(

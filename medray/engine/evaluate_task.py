@@ -45,7 +45,7 @@ class EvaluateActor:
             return {"record": known}
         arrays, facts = decode_example(storage.read_bytes(payload["uri"], sha256=payload["sha256"]))
         found = self.predictor.probabilities([arrays])[0]
-        prediction = self.predictor.decode(found, facts)
+        prediction = self.predictor.interpreter.decode(found, facts)
         row = self._row(payload, arrays, facts, found, prediction)
         self._draw(payload["key"], arrays, found)
         self.ledger.commit(payload["work_key"], row)
@@ -59,7 +59,7 @@ class EvaluateActor:
         found: Mapping[str, np.ndarray],
         prediction: Prediction,
     ) -> Row:
-        learning = self.predictor.recipe.learning
+        learning = self.predictor.interpreter.recipe.learning
         row = measured_row(self.predictor, payload["label"], arrays, found)
         if learning.compare is not None:
             row.update(learning.compare(prediction, arrays, facts))
@@ -81,7 +81,7 @@ class EvaluateActor:
         """Keep a small picture: truth and prediction on the telling slice."""
         from PIL import Image
 
-        threshold = mask_threshold(self.predictor.inference)
+        threshold = mask_threshold(self.predictor.interpreter.inference)
         mask = found["mask"] >= threshold if "mask" in found else None
         boxes = found["boxes"][found["scores"] >= threshold] if "boxes" in found else None
         tile = compared_tile(arrays, mask, found_boxes_xyxy_px=boxes)
@@ -97,9 +97,9 @@ def measured_row(
     found: Mapping[str, np.ndarray],
 ) -> Row:
     """Return what the task measures of one example's probabilities."""
-    learning = predictor.recipe.learning
+    learning = predictor.interpreter.recipe.learning
     collated = learning.collate([batch_arrays(arrays)])
     batch = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in collated.items()}
     batch["label"] = torch.tensor([label])
     probabilities = {name: torch.from_numpy(value)[None] for name, value in found.items()}
-    return learning.measure(probabilities, batch, predictor.hparams)[0]
+    return learning.measure(probabilities, batch, predictor.interpreter.hparams)[0]

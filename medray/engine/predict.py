@@ -8,6 +8,7 @@ from typing import Any
 from medray import storage
 from medray.config import unknown_name
 from medray.engine.actor_pool import Pool, map_with_actors
+from medray.engine.case_answer import POLICIES, Policy
 from medray.engine.case_listing import case_refusal
 from medray.engine.cluster import max_node_memory_bytes
 from medray.engine.data import Item
@@ -26,10 +27,10 @@ from medray.engine.weights import read_checked_weights, read_model_json
 from medray.errors import ConfigError
 from medray.recipe import Recipe
 
-FORMATS = ("nifti", "json", "png")
+FORMATS = ("nifti", "seg", "json", "png")
 _ALL_FORMATS = (*FORMATS, SUBMISSION, COMPAT)
 # Raised whenever the same input would give other bytes: finished work is then done again.
-_TRANSFORM_VERSION = 1
+_TRANSFORM_VERSION = 2
 # A worker with torch, a model and its activations.
 _MODEL_BYTES = 1536 << 20
 
@@ -57,6 +58,7 @@ class PredictRequest:
         formats: what is written of each case.
         use_gpu: one GPU an actor.
         series_keys: only these series of the sources, if any are named.
+        policy: what becomes of cases that are unlike the training images.
         only: what an earlier run into the same output refused is tried again, and nothing else.
     """
 
@@ -67,12 +69,15 @@ class PredictRequest:
     formats: tuple[str, ...] = FORMATS
     use_gpu: bool = False
     series_keys: tuple[str, ...] = ()
+    policy: Policy = "flag"
     only: "Failed | None" = None
 
     def __post_init__(self) -> None:
         for name in self.formats:
             if name not in _ALL_FORMATS:
                 raise ConfigError(unknown_name("format", name, _ALL_FORMATS))
+        if self.policy not in POLICIES:
+            raise ConfigError(unknown_name("policy", self.policy, POLICIES))
         if SUBMISSION in self.formats and self.recipe.submission is None:
             raise ConfigError(f"{self.recipe.name} belongs to no challenge: no format submission")
 
@@ -98,6 +103,7 @@ def predict(request: PredictRequest, out: str, *, quiet: bool = False) -> dict[s
         "upstream": [model.weights_sha256 for model in request.upstream],
         "formats": sorted(request.formats),
         "series_keys": sorted(request.series_keys),
+        "policy": request.policy,
     }
     inputs = (request.model, *request.sources)
     with Run(

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from medray import storage
+from medray.datasets.conformity import Conformity
 from medray.engine.convert_task import write_volume
+from medray.engine.ledger import content_key
 from medray.engine.package import NOTICE
 from medray.engine.predict_planar import FoundBox, boxes_json
+from medray.errors import DataError
 from medray.learning import Prediction
 from medray.pictures import boxes_picture, prediction_picture
 from medray.volume import Image2D, Volume
@@ -21,9 +24,12 @@ SUBMISSION = "submission"
 # The original pancreas program's file: the same mask, not packed.
 COMPAT, COMPAT_NAME = "compat", "prediction.nii"
 MASK_NAME, RESULT_NAME, PICTURE_NAME = "prediction.nii.gz", "prediction.json", "preview.png"
-FILE_NAMES = {"json": RESULT_NAME, "nifti": MASK_NAME, "png": PICTURE_NAME}
+SEG_NAME = "prediction.seg.dcm"
+FILE_NAMES = {"json": RESULT_NAME, "nifti": MASK_NAME, "png": PICTURE_NAME, "seg": SEG_NAME}
 # A mask without a voxel is an answer, and one that a reader must not miss.
 _NOTHING_FOUND = "mask_empty"
+# The series has no frame of reference, as anonymised ones do: other formats are written.
+NO_SEG = "seg_no_geometry"
 _SHOWN_SCORES = 4
 
 
@@ -38,8 +44,12 @@ class Answer:
         flags: what a reader of the result should know.
         status: `complete`, or `partial` where some of its images could not be used.
         sop_uid: of the image that the prediction is of; empty for a volume and outside DICOM.
+        conformity: how much the case is like the training images; None where nobody looked.
         boxes: on all images of the case.
         images: what a challenge's table needs of each image.
+        segment: what the mask marks, a word of `dicom.seg_terms`.
+        headers: of the source's instances, where a segmentation is wanted.
+        source_sha256: over the hashes of the source's files.
     """
 
     key: str
@@ -49,8 +59,12 @@ class Answer:
     flags: tuple[str, ...] = ()
     status: str = "complete"
     sop_uid: str = ""
+    conformity: Conformity | None = None
     boxes: tuple[FoundBox, ...] = ()
     images: tuple[Mapping[str, Any], ...] = ()
+    segment: str = ""
+    headers: tuple[Any, ...] = ()
+    source_sha256: str = ""
 
     @property
     def mask(self) -> Volume | None:
@@ -60,6 +74,15 @@ class Answer:
             return None
         affine = self.image.affine_lps if found.affine_lps is None else found.affine_lps
         return replace(self.image, array=found.mask, affine_lps=affine)
+
+    @property
+    def can_be_segmentation(self) -> bool:
+        """Tell whether there are instances that a segmentation can refer to, and a word for it."""
+        return bool(self.headers and self.segment)
+
+    def with_flag(self, flag: str) -> "Answer":
+        """Return the answer with one more flag."""
+        return replace(self, flags=tuple(sorted({*self.flags, flag})))
 
 
 def write_case(
@@ -79,11 +102,21 @@ def write_case(
     """
     mask = answer.mask
     if mask is not None and not np.any(mask.array):
-        answer = replace(answer, flags=tuple(sorted({*answer.flags, _NOTHING_FOUND})))
+        answer = answer.with_flag(_NOTHING_FOUND)
     outputs = []
     if "nifti" in formats and mask is not None:
         outputs.append(f"{answer.key}/{MASK_NAME}")
         write_volume(storage.join(out, outputs[-1]), mask, gz=True, proof=True)
+    if "seg" in formats and answer.can_be_segmentation and mask is not None:
+        try:
+            data = _seg(answer, mask, facts)
+        except DataError as error:
+            if error.reason != "no_geometry":
+                raise
+            answer = answer.with_flag(NO_SEG)
+        else:
+            outputs.append(f"{answer.key}/{SEG_NAME}")
+            storage.write_atomic(storage.join(out, outputs[-1]), data)
     if COMPAT in formats and mask is not None:
         outputs.append(f"{answer.key}/{COMPAT_NAME}")
         write_volume(storage.join(out, outputs[-1]), mask, gz=False, proof=True)
@@ -97,7 +130,8 @@ def write_case(
     return {
         **{name: result[name] for name in ("key", "series_uid", "status", "score", "label")},
         "volume_ml": result["volume_ml"],
-        "flags": result["flags"],
+        "conformity": (result["conformity"] or {}).get("score"),
+        "flags": sorted({*result["flags"], *(result["conformity"] or {}).get("flags", ())}),
         "outputs": sorted(outputs),
         "weights_sha256": facts["weights_sha256"],
     }
@@ -129,7 +163,7 @@ def case_result(
         "boxes": boxes_json(answer.boxes, names),
         "volume_ml": found.volume_ml,
         "threshold": chosen.get("threshold"),
-        "conformity": None,
+        "conformity": None if answer.conformity is None else answer.conformity.to_json(),
         "flags": list(answer.flags),
     }
     if "mask_threshold" in chosen:
@@ -165,7 +199,7 @@ def answer_file(
         answer: of the case.
         result: of `case_result`.
         facts: content of model.json.
-        kind: `png` or `nifti`.
+        kind: `png`, `nifti` or `seg`.
 
     Returns:
         None where the answer has no such file.
@@ -176,12 +210,40 @@ def answer_file(
     if kind == "png":
         return PICTURE_NAME, _picture(answer, result, facts)
     mask = answer.mask
-    if kind != "nifti" or mask is None:
+    if mask is None or (kind == "seg" and not answer.can_be_segmentation):
         return None
+    if kind == "seg":
+        return SEG_NAME, _seg(answer, mask, facts)
     with tempfile.TemporaryDirectory(prefix="medray-") as folder:
         where = storage.join(folder, MASK_NAME)
         write_volume(where, mask, gz=True, proof=True)
         return MASK_NAME, storage.read_bytes(where)
+
+
+def _seg(answer: Answer, mask: Volume, facts: Mapping[str, Any]) -> bytes:
+    """Return a mask as a DICOM Segmentation of its source, read back and compared.
+
+    Raises:
+        DataError: output_mismatch; no_geometry where the source has no frame of reference.
+    """
+    import medray
+    from medray.dicom.seg import SegFacts
+    from medray.dicom.seg_proof import proven_seg
+    from medray.dicom.seg_source import seg_source
+    from medray.dicom.seg_terms import segment_term
+
+    said = SegFacts(
+        term=segment_term(answer.segment),
+        algorithm=facts["task"],
+        algorithm_version=facts["version"],
+        software_version=medray.__version__,
+        weights_sha256=facts["weights_sha256"],
+        notice=NOTICE,
+        # Not of a clock: the same work gives the same bytes.
+        run_id=content_key(answer.source_sha256, facts["weights_sha256"], facts["inference"]),
+        source_sha256=answer.source_sha256,
+    )
+    return proven_seg(mask.array, mask.affine_lps, seg_source(answer.headers), said)
 
 
 def _picture(answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any]) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from medray.datasets.conformity import Conformity, conformity
 from medray.datasets.loading import load_sample
 from medray.datasets.record import ImageSource, Record, Sample
 from medray.engine.case import Steps
@@ -47,6 +48,7 @@ class PlanarAnswer:
         sop_uid: of that image.
         boxes: of all images, best first.
         images: score, side and boxes of each image: what a challenge's table is made of.
+        conformities: of the images that were read.
         refused: reason to number of images that could not be used.
         first_error: of these.
     """
@@ -56,6 +58,7 @@ class PlanarAnswer:
     sop_uid: str = ""
     boxes: list[FoundBox] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    conformities: list[Conformity] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     first_error: DataError | None = None
 
@@ -101,6 +104,7 @@ def planar_steps(
         if isinstance(sample, DataError):
             answer.refuse(sample)
             continue
+        answer.conformities.append(conformity(sample, interpreter.facts["fingerprint"]))
         group.append((sample, sop_uid))
         if len(group) == _AT_ONCE:
             yield from _group_steps(interpreter, group, chain, answer)

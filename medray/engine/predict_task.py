@@ -54,12 +54,16 @@ class PredictActor:
             "reason": "",
             "detail": "",
         }
-        reader = CountingReader(process_decoder())
+        wants_seg = "seg" in self.request.formats
+        reader = CountingReader(process_decoder(), keeps_headers=wants_seg)
         try:
             chain = self.request.upstream
-            steps = answer_steps(self.predictor, chain, payload, reader)
+            policy = self.request.policy
+            steps = answer_steps(self.predictor.interpreter, chain, payload, reader, policy=policy)
             answer = answered(steps, network_of(self.predictor, chain))
-            row = write_case(self.out, answer, self.predictor.facts, self.request.formats)
+            row = write_case(
+                self.out, answer, self.predictor.interpreter.facts, self.request.formats
+            )
             record.update(key=row["key"], row=row)
             if SUBMISSION in self.request.formats:
                 patient = {"patient_id": payload["patient_id"]}

@@ -15,8 +15,12 @@ from medray.learning import Batch
 from medray.recipe import Recipe
 
 
-class Predictor(Interpreter):
-    """One loaded model."""
+class Predictor:
+    """One loaded model.
+
+    Attributes:
+        interpreter: its recipe and the settings of its package.
+    """
 
     def __init__(
         self,
@@ -38,11 +42,11 @@ class Predictor(Interpreter):
             ConfigError: a model of another task or version.
             DataError: model_missing or model_hash_mismatch.
         """
-        super().__init__(recipe, uri, inference=inference)
+        self.interpreter = Interpreter(recipe, uri, inference=inference)
         self.device = torch.device(device)
         self.precision = "bf16" if self.device.type == "cuda" else "fp32"
         use_precision(self.precision)
-        self.module = recipe.model(self.hparams)
+        self.module = recipe.model(self.interpreter.hparams)
         load_weights(self.module, uri, task=recipe.name)
         self.module.to(self.device).eval()
 
@@ -54,7 +58,10 @@ class Predictor(Interpreter):
         Raises:
             DataError: as `answer`.
         """
-        return [self.settle(one) for one in self.answer([batch_arrays(one) for one in examples])]
+        return [
+            self.interpreter.settle(one)
+            for one in self.answer([batch_arrays(one) for one in examples])
+        ]
 
     def answer(self, examples: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
         """Return what the network says of each example, as it comes out.
@@ -65,16 +72,16 @@ class Predictor(Interpreter):
         Raises:
             DataError: model_output_invalid where the network gives NaN or infinity.
         """
-        learning = self.recipe.learning
+        learning, hparams = self.interpreter.recipe.learning, self.interpreter.hparams
         arrays = learning.collate(examples)
         batch: Batch = {n: torch.from_numpy(a).to(self.device) for n, a in arrays.items()}
         with torch.no_grad():
-            inputs = learning.inputs(batch, self.hparams)
+            inputs = learning.inputs(batch, hparams)
             with autocast(self.device, self.precision):
                 outputs = self.module(inputs)
             found = {
                 name: value.float().cpu().numpy()
-                for name, value in learning.probabilities(outputs, self.hparams).items()
+                for name, value in learning.probabilities(outputs, hparams).items()
             }
         if not all(np.isfinite(value).all() for value in found.values()):
             raise DataError("model_output_invalid", "the network gave NaN or infinite values")

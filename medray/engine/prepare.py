@@ -239,8 +239,12 @@ def _write_tables(
     run.write_table("examples.parquet", rows, EXAMPLES)
     run.write_table("split.parquet", split_rows(division), SPLIT)
     run.write_table("rejected.parquet", rejected, REJECTED)
-    parts = [done[key]["facts"] for key in sorted(done)]
-    storage.write_json(storage.join(run.out, "fingerprint.json"), merge_fingerprints(parts))
+    keys = sorted(done)
+    fingerprint = merge_fingerprints(
+        [done[key]["facts"] for key in keys],
+        groups=[done[key]["row"]["patient_id"] for key in keys],
+    )
+    storage.write_json(storage.join(run.out, "fingerprint.json"), fingerprint)
     return rows
 
 

@@ -1,5 +1,6 @@
 """What a prepare task does with one record: load, transform, write, record. No Ray."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,17 @@ _PASSING = frozenset({"source_unavailable", "decode_memory"})
 
 
 class CountingReader:
-    """Reads and decodes for one record; knows the hash of every byte that went into it."""
+    """Reads and decodes for one record; knows the hash of every byte that went into it.
 
-    def __init__(self, decoder: PixelDecoder) -> None:
+    Args:
+        decoder: of this process.
+        keeps_headers: of DICOM files, as segmentations of them need.
+    """
+
+    def __init__(self, decoder: PixelDecoder, *, keeps_headers: bool = False) -> None:
         self.decoder = decoder
+        self.headers: list[Any] = []
+        self._keeps_headers = keeps_headers
         self.sha256s: list[str] = []
         self.num_bytes = 0
         self.last_uri = ""
@@ -44,7 +52,15 @@ class CountingReader:
 
     def decode_many(self, blobs: Iterable[bytes]) -> Iterator[DecodedInstance | DataError]:
         """Decode DICOM files in order."""
-        return self.decoder.decode_many(blobs)
+        return self.decoder.decode_many(map(self._kept, blobs) if self._keeps_headers else blobs)
+
+    def _kept(self, blob: bytes) -> bytes:
+        """Keep a file's header; one that cannot be read is the decoder's to refuse."""
+        from medray.dicom.seg_source import source_header
+
+        with contextlib.suppress(DataError):
+            self.headers.append(source_header(blob))
+        return blob
 
 
 def prepare_example(

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medray import storage
+from medray.config import unknown_name
 from medray.dicom.decoder import process_decoder
 from medray.engine.case import Answers, Finished, Question, advance
-from medray.engine.case_answer import answer_steps
+from medray.engine.case_answer import POLICIES, Policy, answer_steps
 from medray.engine.case_listing import case_refusal, cases_at
-from medray.engine.predict_output import Answer, answer_file, case_document, case_result
+from medray.engine.predict_output import NO_SEG, Answer, answer_file, case_document, case_result
 from medray.engine.predict_sources import Case
 from medray.engine.prepare_task import CountingReader
 from medray.engine.serve_model import NetworkAsk
@@ -67,10 +68,16 @@ class CaseLimits:
     Attributes:
         max_unpacked_bytes: declared sizes of an archive's members, and decoded pixels of all cases.
         max_members: files in an archive.
+        policy: what becomes of images that are unlike the training's: `flag` or `refuse`.
     """
 
     max_unpacked_bytes: int = 8 << 30
     max_members: int = 5_000
+    policy: Policy = "flag"
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(unknown_name("policy", self.policy, POLICIES))
 
 
 class _Refused(Exception):  # noqa: N818 - an answer, not a fault
@@ -163,7 +170,7 @@ class CaseReplica:
         refusal = case_refusal(case, facts)
         if refusal is not None:
             return _refused_result(case, *refusal), {}
-        reader = CountingReader(process_decoder())
+        reader = CountingReader(process_decoder(), keeps_headers=kind in {"seg", "all"})
         try:
             answer = await self._answered(case, model, reader)
         except DataError as error:
@@ -175,7 +182,9 @@ class CaseReplica:
         return result, files
 
     async def _answered(self, case: Case, model: Served, reader: CountingReader) -> Answer:
-        steps = answer_steps(model.interpreter, model.upstream, case.payload(), reader)
+        steps = answer_steps(
+            model.interpreter, model.upstream, case.payload(), reader, policy=self.limits.policy
+        )
         said: Answers | DataError | None = None
         while True:
             step = await self._on_cpu(advance, steps, said)
@@ -201,15 +210,20 @@ class CaseReplica:
 
 
 def _files_of(
-    answer: Answer, result: Mapping[str, Any], facts: Mapping[str, Any], kind: str
+    answer: Answer, result: dict[str, Any], facts: Mapping[str, Any], kind: str
 ) -> dict[str, bytes]:
-    """Return the files that were asked for, below the case's key."""
+    """Return the files that were asked for, below the case's key; say what could not be made."""
     if kind == "json":
         return {}
-    kinds = ("png", "nifti", "seg") if kind == "all" else (kind,)
     found = {}
-    for one in kinds:
-        named = answer_file(answer, result, facts, one)
+    for one in ("png", "nifti", "seg") if kind == "all" else (kind,):
+        try:
+            named = answer_file(answer, result, facts, one)
+        except DataError as error:
+            if kind != "all" or error.reason != "no_geometry":
+                raise
+            named = None
+            result["flags"] = sorted({*result["flags"], NO_SEG})
         if named is None and kind != "all":
             raise _Refused("not_acceptable", "the model gives no such file of this input")
         if named is not None:

@@ -15,16 +15,22 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from medray.engine.serve_options import APP, ServeOptions, options_of, plain
+from medray.engine.serve_options import APP, CASES, INGRESS, ServeOptions, options_of, plain
 from medray.errors import ConfigError
 
 IMPORT_PATH = "medray.serving:build"
 
 
-def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, Any]:
+def serve_config(
+    models: Mapping[str, Any], options: ServeOptions, *, host: str, port: int
+) -> dict[str, Any]:
     """Return the content of a file for `serve deploy`.
 
+    Thresholds stand in the user_config, where a change reaches the replicas that are there; a
+    change of `args` replaces them one by one.
+
     Args:
+        models: of `described_models`.
         options: of the service.
         host, port: of HTTP on every node.
     """
@@ -37,7 +43,11 @@ def serve_config(options: ServeOptions, *, host: str, port: int) -> dict[str, An
                 "name": APP,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                "args": plain(options),
+                "args": {**plain(options), "inference": {}},
+                "deployments": [
+                    {"name": name, "user_config": {"models": dict(models)}}
+                    for name in (INGRESS, CASES)
+                ],
             }
         ],
     }

@@ -64,9 +64,10 @@ class IngressSettings:
         """
         return KeySource(self.keys_file, environment=self.keys_text)
 
-    def guard_options(self) -> GuardOptions:
-        """Return what the outer layer needs."""
+    def guard_options(self, *, in_proxy: bool = False) -> GuardOptions:
+        """Return what the outer layer needs; the one in Serve's proxy has another behind it."""
         return GuardOptions(
+            forwards_key=in_proxy,
             max_body_bytes=self.max_body_bytes,
             allow_query_key=self.query_key,
             no_auth=self.no_auth,

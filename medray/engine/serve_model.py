@@ -1,7 +1,9 @@
 """A replica that holds networks: arrays in, probabilities out, several requests in one pass."""
 
 import asyncio
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,7 @@ class Networks:
         self.recipe_of = recipe_of
         self.device = device
         self._loaded: dict[tuple[str, str], Predictor] = {}
+        self._loading = threading.Lock()
 
     def load(self, task: str, uri: str, weights_sha256: str) -> "Predictor":
         """Return a version's network, loaded once.
@@ -67,14 +70,16 @@ class Networks:
         from medray.engine.predictor import Predictor
 
         key = (uri, weights_sha256)
-        if key not in self._loaded:
+        with self._loading:
+            if key in self._loaded:
+                return self._loaded[key]
             predictor = Predictor(self.recipe_of(task), uri, device=self.device)
-            if predictor.facts["weights_sha256"] != weights_sha256:
+            if predictor.interpreter.facts["weights_sha256"] != weights_sha256:
                 raise DataError("model_hash_mismatch", "the package now holds other weights")
             while len(self._loaded) >= _KEPT_VERSIONS:
                 del self._loaded[next(iter(self._loaded))]
             self._loaded[key] = predictor
-        return self._loaded[key]
+            return predictor
 
     def versions(self) -> list[tuple[str, str]]:
         """Return address and weights hash of what is loaded, oldest first."""
@@ -119,15 +124,15 @@ class ModelReplica:
         torch.set_num_threads(num_threads)
         self.networks = Networks(recipe_of, device)
 
-    def reconfigure(self, config: Mapping[str, Any]) -> None:
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Load the version that will be asked for; what cannot be loaded is said when asked."""
         batched: Any = self.answer
         batched.set_max_batch_size(int(config.get("max_batch_size", 1)))
         for model in config["models"]:
-            try:
-                self.networks.load(model["task"], model["uri"], model["weights_sha256"])
-            except (DataError, ConfigError):
-                continue
+            with contextlib.suppress(DataError, ConfigError):
+                await asyncio.to_thread(
+                    self.networks.load, model["task"], model["uri"], model["weights_sha256"]
+                )
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
     async def answer(self, asks: list[NetworkAsk]) -> list[NetworkSays]:

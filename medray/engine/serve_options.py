@@ -1,11 +1,15 @@
 """What a service is started with, and the Serve application that follows from it."""
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ray import serve
 
+import medray
 from medray.config import unknown_name
 from medray.engine.serve_cases import CaseLimits, CaseReplica
 from medray.engine.serve_ingress import IngressReplica, IngressSettings
@@ -22,6 +26,7 @@ CASES, INGRESS, JOBS = "cases", "ingress", "jobs"
 # A network that takes single images takes several at once; a volume fills a pass by itself.
 _PLANAR_BATCH = 8
 _INGRESS_ONGOING = 256
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,8 @@ class ServeOptions:
         target_ongoing: requests a replica shall have in hand; more asks for another one.
         upscale_delay_s, downscale_delay_s: how long that must last.
         gpus: of a network's replica; below 1 several share one.
-        num_threads: of a network's replica without GPU.
+        num_threads: of a network's replica without GPU; 0: the cores, shared by the replicas that
+            are always there.
         limits: of one request.
         max_waiting: requests that may wait for a worker; the next one gets 429.
         http: what the HTTP side is given.
@@ -49,7 +55,7 @@ class ServeOptions:
     upscale_delay_s: float = 2.0
     downscale_delay_s: float = 60.0
     gpus: float = 0.0
-    num_threads: int = 1
+    num_threads: int = 0
     limits: CaseLimits = field(default_factory=CaseLimits)
     max_waiting: int = 64
     http: IngressSettings = field(default_factory=IngressSettings)
@@ -92,7 +98,7 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
     }
     config = {"models": dict(models)}
     cases = (
-        _deployment(CaseReplica)
+        _deployment(CaseReplica, sorted(networks), asdict(options.limits))
         .options(
             name=CASES,
             user_config=config,
@@ -105,12 +111,12 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
         .bind(recipe_of, networks, options.limits)
     )
     jobs = (
-        _deployment(JobReplica)
+        _deployment(JobReplica, asdict(options.http))
         .options(name=JOBS, num_replicas=1, ray_actor_options={"num_cpus": 0}, **_LIFE)
         .bind(cases, options.http)
     )
     return (
-        _deployment(serve.ingress()(IngressReplica))
+        _deployment(serve.ingress()(IngressReplica), sorted(networks), asdict(options.http))
         .options(
             name=INGRESS,
             user_config=config,
@@ -123,9 +129,20 @@ def application(models: Mapping[str, Any], options: ServeOptions, recipe_of: Rec
     )
 
 
-def _deployment(replica: type) -> Any:
-    """Return a Serve deployment; its declared type is that of a decorator."""
-    return serve.deployment(replica)
+def _deployment(replica: type, *made_of: Any) -> Any:
+    """Return a Serve deployment, whose declared type is that of a decorator.
+
+    Serve draws a new version at each `serve.run` and replaces all replicas; with a version of our
+    own a change of the user_config alone reaches the replicas that are there.
+
+    Args:
+        replica: the class.
+        made_of: what its replicas must be replaced for.
+    """
+    text = json.dumps([medray.__version__, replica.__name__, *made_of], sort_keys=True)
+    version = hashlib.sha256(text.encode()).hexdigest()[:16]
+    deployment: Any = serve.deployment(replica)
+    return deployment.options(version=version, _internal=True)
 
 
 _LIFE: dict[str, Any] = {
@@ -152,9 +169,10 @@ def _networks_of(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _network(name: str, config: dict[str, Any], options: ServeOptions, recipe_of: RecipeOf) -> Any:
     recipe = recipe_of(config["models"][0]["task"])
+    threads = options.num_threads or _threads(options)
     batch = _PLANAR_BATCH if recipe.is_planar else 1
     return (
-        _deployment(ModelReplica)
+        _deployment(ModelReplica, options.gpus, threads)
         .options(
             name=name,
             user_config={**config, "max_batch_size": batch},
@@ -163,8 +181,13 @@ def _network(name: str, config: dict[str, Any], options: ServeOptions, recipe_of
             max_ongoing_requests=2 * batch,
             **_LIFE,
         )
-        .bind(recipe_of, "cuda" if options.gpus else "cpu", options.num_threads)
+        .bind(recipe_of, "cuda" if options.gpus else "cpu", threads)
     )
+
+
+def _threads(options: ServeOptions) -> int:
+    """Return how many threads a network gets; small ones gain nothing from more than a few."""
+    return max(1, min(_MAX_THREADS, (os.cpu_count() or 1) // max(1, options.min_replicas)))
 
 
 def _autoscaling(options: ServeOptions, *, lowest: int) -> dict[str, Any]:

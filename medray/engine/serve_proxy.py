@@ -17,4 +17,4 @@ def middlewares() -> list[Middleware]:
         return []
     settings = IngressSettings(**raw)
     keys = None if settings.no_auth else settings.keys()
-    return [Middleware(Guard, keys=keys, options=settings.guard_options())]
+    return [Middleware(Guard, keys=keys, options=settings.guard_options(in_proxy=True))]

@@ -161,7 +161,7 @@ def predict_sample(
     Raises:
         DataError, ConfigError: as `predict_steps`.
     """
-    steps = predict_steps(predictor, [sample], chain)
+    steps = predict_steps(predictor.interpreter, [sample], chain)
     return answered(steps, network_of(predictor, chain))[0]
 
 

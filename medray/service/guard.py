@@ -45,6 +45,7 @@ class GuardOptions:
         no_auth: nobody needs a key; the caller binds loopback only.
         allow_query_key: `POST /predict?api-key=` is taken, as the original service did.
         bad_tries, bad_tries_window_s: wrong keys that an address may try.
+        forwards_key: another guard stands behind this one and asks for the key again.
     """
 
     max_body_bytes: int = 1 << 30
@@ -54,6 +55,7 @@ class GuardOptions:
     allow_query_key: bool = False
     bad_tries: int = 10
     bad_tries_window_s: float = 60.0
+    forwards_key: bool = False
 
     def __post_init__(self) -> None:
         if min(self.max_body_bytes, self.idle_s, self.body_s, self.bad_tries) <= 0:
@@ -124,7 +126,7 @@ class Guard:
         gate = BodyGate(
             receive, limit_bytes=limit, idle_s=self._options.idle_s, total_s=self._options.body_s
         )
-        inner = _inner_scope(scope, answer.request_id, key_id)
+        inner = _inner_scope(scope, answer.request_id, key_id, with_key=self._options.forwards_key)
         ending = await self._run(inner, gate, answer)
         if not gate.gone or answer.started:
             unread = not gate.complete and (bool(length) or _is_chunked(scope))
@@ -227,12 +229,12 @@ def _query_key(scope: Scope) -> bytes | None:
     return ",".join(given).encode("utf-8", "surrogateescape") if given else None
 
 
-def _inner_scope(scope: Scope, request_id: str, key_id: str) -> Scope:
+def _inner_scope(scope: Scope, request_id: str, key_id: str, *, with_key: bool) -> Scope:
     """Return the scope without the key: what is not inside cannot be logged there."""
-    left_out = {_KEY_HEADER, b"x-request-id"}
+    left_out = {b"x-request-id"} if with_key else {_KEY_HEADER, b"x-request-id"}
     headers = [pair for pair in scope["headers"] if pair[0].lower() not in left_out]
     query = scope.get("query_string", b"")
-    if _QUERY_KEY.encode() in query or b"%" in query:
+    if not with_key and (_QUERY_KEY.encode() in query or b"%" in query):
         query = urlencode([p for p in _query_pairs(scope) if p[0] != _QUERY_KEY]).encode()
     return {
         **scope,

@@ -1,4 +1,4 @@
-"""Verbs of models: train, evaluate, predict, info."""
+"""Verbs of models: train, evaluate, info."""
 
 import json
 import sys
@@ -7,19 +7,18 @@ from typing import Annotated, Any
 import typer
 
 import medray
-from medray.config import unknown_name
-from medray.errors import REASONS, ConfigError
+from medray.errors import ConfigError
 from medray.verbs.options import (
     Address,
     AsJson,
     Debug,
     Epochs,
     Gpu,
+    ModelUri,
     NumWorkers,
     Out,
     Quiet,
     Settings,
-    Sources,
     Task,
     Tiny,
     conclude,
@@ -28,7 +27,6 @@ from medray.verbs.options import (
     with_ray,
 )
 
-ModelUri = Annotated[str, typer.Argument(metavar="MODEL", help="model/ or the --out above it.")]
 PreparedUri = Annotated[str, typer.Option("--data", help="An output of `medray prepare`.")]
 
 
@@ -130,80 +128,6 @@ def evaluate(
     if not quiet:
         _print_metrics(out)
     conclude(summary, out, as_json=as_json, quiet=quiet)
-
-
-def predict(
-    model: ModelUri,
-    sources: Sources,
-    out: Out,
-    format: Annotated[
-        str, typer.Option("--format", help="Of nifti, json, png, submission; with commas.")
-    ] = "nifti,json,png",
-    compat: Annotated[
-        bool, typer.Option("--compat", help="Also prediction.nii; the probability as last line.")
-    ] = False,
-    only: Annotated[
-        str, typer.Option("--only", help="failed, or failed:REASON: try these again, no others.")
-    ] = "",
-    gpu: Gpu = False,
-    address: Address = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Run a model over DICOM series and volume files; masks lie on the original grid.
-
-    Example: medray predict /data/train study.zip s3://bucket/ct --out /data/predicted
-    """
-    from medray.engine.upstream import packed_upstream
-    from medray.engine.weights import read_model_json
-    from medray.tasks import get_recipe
-
-    if compat and as_json:
-        raise ConfigError("--compat and --json both want the last line; choose one")
-    facts = read_model_json(model)
-    recipe = get_recipe(str(facts.get("task")))
-    upstream = packed_upstream(model, facts, get_recipe)
-    # Before Ray starts: what it imports turns Ray's narration on again.
-    from medray.engine.predict import Failed, PredictRequest
-    from medray.engine.predict import predict as run_predict
-    from medray.engine.predict_output import COMPAT
-
-    request = PredictRequest(
-        recipe=recipe,
-        model=model,
-        sources=tuple(sources),
-        upstream=upstream,
-        formats=(*(name.strip() for name in format.split(",")), *([COMPAT] if compat else [])),
-        use_gpu=gpu,
-        only=Failed(failed_reason(only)) if only else None,
-    )
-    summary = with_ray(lambda: run_predict(request, out, quiet=quiet), address=address, debug=debug)
-    lines = _probabilities(out) if compat else ()
-    conclude(summary, out, as_json=as_json, quiet=quiet, last_lines=lines)
-
-
-def _probabilities(out: str) -> list[str]:
-    """Return each case's probability as the original printed it: one case, one bare number."""
-    from medray import storage
-
-    table = storage.read_parquet(storage.join(out, "results.parquet"), columns=["key", "score"])
-    found = [(row["key"], row["score"]) for row in table.to_pylist() if row["score"] is not None]
-    return [f"{score:.4f}" if len(found) == 1 else f"{key} {score:.4f}" for key, score in found]
-
-
-def failed_reason(only: str) -> str:
-    """Return the reason that `--only failed[:REASON]` names, empty for all.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    what, _, reason = only.partition(":")
-    if what != "failed":
-        raise ConfigError(f"--only takes failed or failed:REASON, got {only!r}")
-    if reason and reason not in REASONS:
-        raise ConfigError(unknown_name("reason", reason, sorted(REASONS)))
-    return reason
 
 
 def _print_metrics(out: str) -> None:

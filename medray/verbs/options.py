@@ -22,6 +22,10 @@ Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and Ray's own l
 Sources = Annotated[
     list[str], typer.Argument(metavar="SRC...", help="Folders, files, zips or URIs.")
 ]
+ModelUri = Annotated[str, typer.Argument(metavar="MODEL", help="model/ or the --out above it.")]
+Policy = Annotated[
+    str, typer.Option("--policy", help="Images unlike the training's: flag or refuse.")
+]
 Task = Annotated[str, typer.Argument(help="A task of `medray info`.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="name=value of a hyperparameter.")

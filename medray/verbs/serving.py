@@ -8,42 +8,56 @@ from typing import Annotated, Any
 import typer
 
 from medray.errors import ConfigError
-from medray.verbs.options import Address, AsJson, Debug, Quiet
+from medray.verbs.options import Address, AsJson, Debug, Policy, Quiet
 
 _UNITS = {"": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 Models = Annotated[list[str], typer.Argument(metavar="NAME=MODEL...", help="Names and packages.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen at.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535)]
+Keys = Annotated[str, typer.Option("--keys", help="File with lines of `medray key`.")]
+NoAuth = Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")]
+AllowUri = Annotated[
+    list[str] | None, typer.Option("--allow-uri", help="Prefix that requests may name.")
+]
+MaxBody = Annotated[str, typer.Option("--max-body", help="Of one request.")]
+MaxUnpacked = Annotated[str, typer.Option("--max-unpacked", help="What one request may unpack to.")]
+JobsDir = Annotated[str, typer.Option("--jobs-dir", help="Where jobs are kept; none without.")]
+Thresholds = Annotated[
+    list[str] | None, typer.Option("--set", help="NAME.threshold=0.4 for a model.")
+]
+MinReplicas = Annotated[int, typer.Option("--min-replicas", help="0: scale to zero.")]
+MaxReplicas = Annotated[int, typer.Option("--max-replicas", help="Of each network.")]
+Gpus = Annotated[float, typer.Option("--gpus", help="Of a network; 0.5: two share one.")]
+HaProxy = Annotated[
+    bool, typer.Option("--haproxy", help="Serve's HAProxy, which streams large bodies.")
+]
+QueryKey = Annotated[
+    bool, typer.Option("--compat-query-key", help="POST /predict?api-key=... is taken.")
+]
+WriteConfig = Annotated[
+    str, typer.Option("--write-config", help="Write a file for `serve deploy` and end.")
+]
 
 
 def serve(
     models: Models,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    keys: Annotated[str, typer.Option("--keys", help="File with lines of `medray key`.")] = "",
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")] = False,
-    allow_uri: Annotated[
-        list[str] | None, typer.Option("--allow-uri", help="Prefix that requests may name.")
-    ] = None,
-    max_body: Annotated[str, typer.Option("--max-body", help="Of one request.")] = "1GiB",
-    max_unpacked: Annotated[
-        str, typer.Option("--max-unpacked", help="What one request may unpack to.")
-    ] = "8GiB",
-    jobs_dir: Annotated[str, typer.Option("--jobs-dir", help="Where jobs are kept.")] = "",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="NAME.threshold=0.4 for a model.")
-    ] = None,
-    min_replicas: Annotated[int, typer.Option("--min-replicas", help="0: scale to zero.")] = 1,
-    max_replicas: Annotated[int, typer.Option("--max-replicas", help="Of each network.")] = 2,
-    gpus: Annotated[float, typer.Option("--gpus", help="Of a network; 0.5: two share one.")] = 0.0,
-    haproxy: Annotated[
-        bool, typer.Option("--haproxy", help="Serve's HAProxy: streams large bodies.")
-    ] = False,
-    compat_query_key: Annotated[
-        bool, typer.Option("--compat-query-key", help="POST /predict?api-key=... is taken.")
-    ] = False,
-    write_config: Annotated[
-        str, typer.Option("--write-config", help="Write a file for `serve deploy` and end.")
-    ] = "",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys: Keys = "",
+    no_auth: NoAuth = False,
+    allow_uri: AllowUri = None,
+    max_body: MaxBody = "1GiB",
+    max_unpacked: MaxUnpacked = "8GiB",
+    policy: Policy = "flag",
+    jobs_dir: JobsDir = "",
+    set_: Thresholds = None,
+    min_replicas: MinReplicas = 1,
+    max_replicas: MaxReplicas = 2,
+    gpus: Gpus = 0.0,
+    haproxy: HaProxy = False,
+    compat_query_key: QueryKey = False,
+    write_config: WriteConfig = "",
     address: Address = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -52,25 +66,27 @@ def serve(
 
     Example: medray serve pancreas=/data/train --keys keys.txt --jobs-dir /data/jobs
     """
-    from medray.service.keys import ENVIRONMENT
-
-    keys_text = "" if keys else os.environ.get(ENVIRONMENT, "")
-    http = {
-        "keys_file": os.path.abspath(keys) if keys else "",  # noqa: PTH100 - replicas elsewhere
-        "keys_text": keys_text,
-        "no_auth": no_auth,
-        "query_key": compat_query_key,
-        "allow_uris": tuple(allow_uri or ()),
-        "max_body_bytes": parse_size(max_body, "--max-body"),
-        "jobs_uri": jobs_dir,
-    }
+    http = _http(keys, max_body, no_auth=no_auth, query_key=compat_query_key)
+    http.update(allow_uris=tuple(allow_uri or ()), jobs_uri=_absolute(jobs_dir))
+    limits = {"max_unpacked_bytes": parse_size(max_unpacked, "--max-unpacked"), "policy": policy}
     sizes = {"min_replicas": min_replicas, "max_replicas": max_replicas, "gpus": gpus}
-    limit = {"max_unpacked_bytes": parse_size(max_unpacked, "--max-unpacked")}
-    options = _options(models, set_ or [], {"http": http, "limits": limit, **sizes})
+    options = _options(models, set_ or [], {"http": http, "limits": limits, **sizes})
     if write_config:
         _write_config(options, write_config, host, port)
         return
     _run(options, (host, port), address=address, haproxy=haproxy, quiet=quiet, debug=debug)
+
+
+def _http(keys: str, max_body: str, *, no_auth: bool, query_key: bool) -> dict[str, Any]:
+    from medray.service.keys import ENVIRONMENT
+
+    return {
+        "keys_file": os.path.abspath(keys) if keys else "",  # noqa: PTH100 - replicas elsewhere
+        "keys_text": "" if keys else os.environ.get(ENVIRONMENT, ""),
+        "no_auth": no_auth,
+        "query_key": query_key,
+        "max_body_bytes": parse_size(max_body, "--max-body"),
+    }
 
 
 def _options(models: list[str], settings: list[str], args: dict[str, Any]) -> Any:
@@ -93,16 +109,22 @@ def _absolute(uri: str) -> str:
     """Return a URI that replicas understand, whatever folder they run in."""
     from medray import storage
 
-    return storage.normalise(uri)
+    return storage.normalise(uri) if uri else ""
 
 
 def _write_config(options: Any, where: str, host: str, port: int) -> None:
     import yaml  # type: ignore[import-untyped]
 
     from medray import storage
+    from medray.engine.serve import check_exposure
     from medray.engine.serve_config import check_config, serve_config
+    from medray.engine.serve_options import described_models
+    from medray.tasks import get_recipe
 
-    config = serve_config(options, host=host, port=port)
+    check_exposure(options, host)
+    models = described_models(options, get_recipe)
+    _say_broken(models)
+    config = serve_config(models, options, host=host, port=port)
     check_config(config)
     text = yaml.safe_dump(config, sort_keys=False)
     storage.write_atomic(where, text.encode())

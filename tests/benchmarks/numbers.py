@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.benchmarks.conformity import table
+
 ROOT = Path(__file__).parent.parent.parent
 PHANTOMS = {
     "pancreas_segmentation": 40,
@@ -46,6 +48,8 @@ POINTS = {"pancreas_segmentation": 200, "lung_classification": 200, "lung_detect
 TRIALS = "--tiny --set view=box --epochs 12 --search random --trials 8 --stop none --space lr"
 # Steps of the full networks, fed for real and from resident tensors, where a GPU is at hand.
 GPU_STEPS = ("pancreas_segmentation", "breast_classification", "pneumonia_detection")
+# Sections that are no command of the user's.
+_MODULES = {"conformity": "tests.benchmarks.conformity"}
 CORPUS = ("broken", "transfer_syntaxes", "ct_series", "masks")
 
 
@@ -66,6 +70,7 @@ def main() -> int:
     for folder in CORPUS if data else ():
         source = str(Path(data) / folder)
         sections[f"corpus-{folder}"] = ["convert", source, "--out", str(out / f"corpus-{folder}")]
+    sections["conformity"] = ["--size", "tiny", "--cases", "48", "--seed", "700"]
     chosen = {name: words for name, words in sections.items() if name.startswith(options.only)}
     failed = [name for name, words in chosen.items() if not section(out, name, words)]
     write_tables(out)
@@ -165,7 +170,8 @@ def section(out: Path, name: str, words: list[str]) -> bool:
     if kept.exists():
         sys.stdout.write(f"{name}: kept\n")
         return True
-    command = [sys.executable, "-m", "medray.cli", *words, "--json", "--quiet"]
+    module = _MODULES.get(name, "medray.cli")
+    command = [sys.executable, "-m", module, *words, "--json", "--quiet"]
     began = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=False)
     seconds = time.monotonic() - began
@@ -173,7 +179,8 @@ def section(out: Path, name: str, words: list[str]) -> bool:
     if done.returncode not in (0, 4):
         return False
     summary = json.loads(done.stdout.splitlines()[-1])
-    shown = f"medray {' '.join(words)}".replace(os.environ.get("MEDRAY_TEST_DATA", "\0"), "DATA")
+    program = f"python -m {module}" if name in _MODULES else "medray"
+    shown = f"{program} {' '.join(words)}".replace(os.environ.get("MEDRAY_TEST_DATA", "\0"), "DATA")
     record = {
         "command": shown,
         "seconds": round(seconds, 1),
@@ -320,7 +327,26 @@ def corpus_rows(record: dict) -> list[str]:
     return [f"{numbers}: {reasons}"]
 
 
-_ROWS = {"chaos": chaos_rows, "phantom": phantom_rows, "learn": learning_rows, "tune": tuning_rows}
+def conformity_rows(record: dict) -> list[str]:
+    rows = record["summary"]["rows"]
+    seconds = max(row["seconds_each"] for row in rows if "seconds_each" in row)
+    size = max(row["reference_bytes"] for row in rows if "reference_bytes" in row)
+    said = f"At most {1000 * seconds:.0f} ms an image and {size} bytes in model.json."
+    return [
+        "Flagged: a score below 0.5. Without a shift these are false flags; real files follow.",
+        said,
+        "",
+        *table(rows),
+    ]
+
+
+_ROWS = {
+    "chaos": chaos_rows,
+    "phantom": phantom_rows,
+    "learn": learning_rows,
+    "tune": tuning_rows,
+    "conformity": conformity_rows,
+}
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_predictions_hold_one_row_a_case(masks_out: Path, classes_out: Path) -> 
 def test_native_dice_is_what_counting_voxel_by_voxel_gives(masks: Trained, masks_out: Path) -> None:
     """Here the example's grid is the original one, so the network's own output is the mask."""
     predictor = Predictor(masks.recipe, str(masks.model))
-    threshold = predictor.inference["threshold"]
+    threshold = predictor.interpreter.inference["threshold"]
     rows = {row["key"]: row for row in pq.read_table(masks_out / "predictions.parquet").to_pylist()}
     for path in sorted((masks.data / "examples").glob("test*")):
         arrays, _ = decode_example(path.read_bytes())

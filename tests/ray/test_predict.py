@@ -1,11 +1,13 @@
 """Prediction on a local Ray: masks where the series lies, by independent readers and convert."""
 
+import dataclasses
 import gzip
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,14 +16,20 @@ import SimpleITK as sitk
 from PIL import Image
 
 from medray import cli
+from medray.datasets.fingerprint import merge_fingerprints, partial_fingerprint
+from medray.datasets.loading import load_sample
+from medray.dicom.decoder import process_decoder
 from medray.engine import predict as engine
+from medray.engine.case_listing import one_record
 from medray.engine.convert import ConvertOptions, convert
 from medray.engine.index import index
-from medray.engine.predict import PredictRequest, predict
+from medray.engine.predict import Failed, PredictRequest, predict
+from medray.engine.prepare_task import CountingReader
 from medray.engine.upstream import packed_upstream
 from medray.engine.weights import read_model_json
 from medray.errors import ConfigError, DataError
 from medray.tasks import get_recipe
+from medray.verbs.prediction import failed_reason
 from tests.prepared_data import mask_examples, shape_examples
 from tests.ray.local import answers_in_process
 from tests.tiny_models import fresh_package, tiny
@@ -108,7 +116,12 @@ def test_every_series_is_answered_or_refused(predicted: tuple[Path, dict[str, An
     for row in results:
         assert row["outputs"] == [
             f"{row['key']}/{name}"
-            for name in ("prediction.json", "prediction.nii.gz", "preview.png")
+            for name in (
+                "prediction.json",
+                "prediction.nii.gz",
+                "prediction.seg.dcm",
+                "preview.png",
+            )
         ]
         assert all((out / name).is_file() for name in row["outputs"])
 
@@ -136,6 +149,25 @@ def test_masks_lie_where_the_series_does_by_other_readers(
     assert partly
 
 
+def test_segmentations_lie_on_their_slices_by_another_reader(
+    predicted: tuple[Path, dict[str, Any]],
+) -> None:
+    out, _ = predicted
+    for row in rows(out, "results"):
+        seg = highdicom.seg.segread(out / row["key"] / "prediction.seg.dcm")
+        volume = seg.get_volume(combine_segments=True)
+        mask = nibabel.load(out / row["key"] / "prediction.nii.gz")
+        found = np.argwhere(volume.array > 0) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+        ours = (
+            np.argwhere(np.asarray(mask.dataobj) > 0) @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+        )
+        ours = ours * [-1, -1, 1]  # NIfTI's RAS to DICOM's LPS
+        assert len(found) == len(ours) > 0
+        order = [np.lexsort(np.round(points, 2).T) for points in (found, ours)]
+        assert np.abs(found[order[0]] - ours[order[1]]).max() < 0.01
+        assert row["weights_sha256"] in json.dumps(seg.to_json_dict())
+
+
 def test_results_and_pictures_tell_what_the_model_said(
     predicted: tuple[Path, dict[str, Any]], masker: str
 ) -> None:
@@ -160,7 +192,8 @@ def test_nothing_of_a_patient_is_in_a_case(
     truth = json.loads((source / "truth.json").read_text())
     ids = [case["patient_id"].encode() for case in truth["cases"]]
     for name, data in tree(predicted[0]).items():
-        if not name.endswith(".parquet"):
+        # A segmentation must file under its patient's study.
+        if not name.endswith((".parquet", ".seg.dcm")):
             plain = gzip.decompress(data) if name.endswith(".gz") else data
             assert not any(one in plain or one in name.encode() for one in ids)
 
@@ -328,3 +361,79 @@ def test_the_command_ends_with_4_where_something_was_refused(
     wrong = ["predict", str(tmp_path), str(source), "--out", str(tmp_path / "other")]
     assert cli.run(wrong) == 2
     assert "model_missing" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def knowing(masker: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The network of masks with a fingerprint of more of the same phantom."""
+    out = tmp_path_factory.mktemp("knowing")
+    recipe = get_recipe("pancreas_segmentation")
+    recipe.phantom(out / "more", num_patients=8, seed=77, defects=False, size="tiny")
+    folders = sorted({path.parent for path in (out / "more").rglob("*.dcm")})
+    io = CountingReader(process_decoder())
+    parts = [partial_fingerprint(load_sample(one_record(str(f)), io)) for f in folders]
+    shutil.copytree(Path(masker) / "model", out / "model")
+    where = out / "model" / "model.json"
+    facts = {**json.loads(where.read_text()), "fingerprint": merge_fingerprints(parts)}
+    where.write_text(json.dumps(facts))
+    del source
+    return str(out / "model")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_is_unlike_the_training_is_flagged_or_refused(
+    knowing: str, source: Path, converted: Path, tmp_path: Path
+) -> None:
+    """A volume of stored values that nobody rescaled, beside the series."""
+    volume = nibabel.load(sorted(converted.glob("*.nii.gz"))[0])
+    stored = nibabel.Nifti1Image(np.asarray(volume.dataobj) + np.int16(1024), volume.affine)
+    nibabel.save(stored, tmp_path / "stored.nii")
+    unlike = tmp_path / "stored.nii"
+    predict(request(knowing, source, unlike), str(tmp_path / "flag"), quiet=True)
+    found = {row["series_uid"]: row for row in rows(tmp_path / "flag", "results")}
+    odd = found.pop("")
+    assert odd["conformity"] < 0.5
+    assert "intensity_differs" in odd["flags"]
+    assert all(row["conformity"] > 0.5 for row in found.values())
+    document = json.loads((tmp_path / "flag" / odd["key"] / "prediction.json").read_text())
+    assert "intensity_differs" in document["results"][0]["conformity"]["flags"]
+    refusing = request(knowing, source, unlike, policy="refuse")
+    summary = predict(refusing, str(tmp_path / "refuse"), quiet=True)
+    assert summary["counts"]["rejected_by_reason"]["out_of_distribution"] == 1
+    assert summary["counts"]["num_done"] == 3
+
+
+@pytest.mark.usefixtures("in_process")
+def test_only_what_failed_is_tried_again(masker: str, source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    asked = request(masker, tmp_path / "source")
+    out = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match="needs the output of an earlier run"):
+        predict(dataclasses.replace(asked, only=Failed()), out, quiet=True)
+    predict(asked, out, quiet=True)
+    (refused,) = rows(tmp_path / "out", "rejected")
+    again = dataclasses.replace(asked, only=Failed("decode_timeout"))
+    counts = predict(again, out, quiet=True)["counts"]
+    assert (counts["num_done"], counts["num_rejected"]) == (0, 1)
+    again = dataclasses.replace(asked, only=Failed(refused["reason"]))
+    counts = predict(again, out, quiet=True)["counts"]
+    assert counts["rejected_by_reason"] == {refused["reason"]: 1}
+    assert counts["skipped_by_reason"] == {"already_done": 3}
+    for name in ("failed", "failed:truncated"):
+        assert failed_reason(name) == name.partition(":")[2]
+    with pytest.raises(ConfigError, match="did you mean 'truncated'"):
+        failed_reason("failed:truncatd")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_the_originals_file_is_there_under_compat(
+    masker: str, source: Path, predicted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    key = rows(predicted[0], "results")[0]["key"]
+    asked = request(masker, source, formats=("nifti", "compat"), series_keys=(key,))
+    predict(asked, str(tmp_path), quiet=True)
+    mask = nibabel.load(tmp_path / key / "prediction.nii")
+    assert mask.get_data_dtype() == np.uint8
+    packed = nibabel.load(tmp_path / key / "prediction.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), np.asarray(packed.dataobj))
+    assert np.array_equal(mask.affine, packed.affine)

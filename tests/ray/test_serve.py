@@ -5,8 +5,10 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -14,15 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
+import ray
 import requests
 from PIL import Image
 from ray import serve
 from ray.util.state import list_actors
 
 import medray
+from medray.client import Client
 from medray.engine.serve import update
 from medray.engine.serve_options import APP, described_models
 from medray.formats.images import write_png
@@ -193,6 +198,42 @@ def test_nobody_without_a_key_is_read(service: Service, png: bytes) -> None:
     assert sent < 32 << 20
 
 
+def test_the_readmes_curl_lines_work(service: Service, series: list[Path], tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) == 5
+    (tmp_path / "series.zip").write_bytes(zipped(series[0]))
+    environment = {"PATH": os.environ["PATH"], "KEY": service.key, "URL": service.url}
+    said = []
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line.replace("curl ", "curl -sS --fail-with-body ")],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        said.append(done.stdout)
+    assert {card["name"] for card in json.loads(said[0])["models"]} == {"pancreas", "breast"}
+    assert json.loads(said[1])["results"][0]["status"] == "complete"
+    mask = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj)
+    segmented = highdicom.seg.segread(tmp_path / "mask.dcm").get_volume(combine_segments=True)
+    assert (segmented.array > 0).sum() == (mask > 0).sum() > 0
+    assert json.loads(said[4])["state"] in {"queued", "running", "done"}
+
+
+def test_the_client_gets_what_the_service_gives(
+    service: Service, series: list[Path], tmp_path: Path
+) -> None:
+    with Client(service.url, service.key) as client:
+        assert {card["name"] for card in client.models()} == {"pancreas", "breast"}
+        job = client.submit(series[0], model="pancreas")
+        answer = job.wait(timeout_s=120).result()
+        assert answer.results[0]["status"] == "complete"
+        client.save(answer, tmp_path)
+    names = {path.name.partition(".")[2] for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(name.endswith("nii.gz") for name in names), names
+
+
 def wait_for(ready: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := ready()):
@@ -240,7 +281,9 @@ def test_a_job_that_cannot_be_done_says_why(service: Service) -> None:
 
 def replica_pids(name: str) -> list[int]:
     """Return the processes of a deployment's replicas, from Ray's state API."""
-    actors = list_actors(detail=True, limit=1000, filters=[("state", "=", "ALIVE")])
+    here = ray.get_runtime_context().gcs_address
+    alive = [("state", "=", "ALIVE")]
+    actors = list_actors(here, detail=True, limit=1000, filters=alive)
     return [a.pid for a in actors if f"{APP}#{name}#" in str(a.name) and a.pid]
 
 

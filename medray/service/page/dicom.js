@@ -77,9 +77,10 @@ function frameOf(file, layout, number, at, shared, count) {
     inverted: layout.photometric === "MONOCHROME1",
     window: center && width && width[0] >= 1 ? { center: center[0], width: width[0] } : null,
     order: (numbersOf(file, TAGS.instance) || [0])[0] * 100000 + number,
-    stackKey: [
-      shared.seriesUid, layout.rows, layout.columns, (orientation || []).map((v) => v.toFixed(3)), (spacing || []).map((v) => v.toFixed(4)),
-      textOf(file, TAGS.acquisition), textOf(file, TAGS.imageType), textOf(file, TAGS.echo),
+    orientation, acquisition: textOf(file, TAGS.acquisition),
+    // A file of several frames is a stack by itself.
+    kind: [
+      shared.seriesUid, layout.rows, layout.columns, textOf(file, TAGS.imageType), textOf(file, TAGS.echo), count > 1 ? shared.sopUid : "",
     ].join("|"),
     read: async () => pixelsOf(file.view.buffer, at, layout, slope, intercept),
   };
@@ -119,17 +120,42 @@ function rgbaOf(bytes, { rows, columns, planar, photometric }) {
   return out;
 }
 
-/** Group frames of all files into stacks, each in the order along its normal. */
+// As the server has them: cosines and millimetres that differ less are the same.
+const [SAME_COSINE, SAME_SPACING] = [1e-3, 1e-3];
+const MIN_SLICES = 3;
+
+const isClose = (a, b, tolerance) => (a && b ? a.length === b.length && a.every((value, n) => Math.abs(value - b[n]) <= tolerance) : !a && !b);
+const isAlike = (a, b) => isClose(a.orientation, b.orientation, SAME_COSINE) && isClose(a.spacing, b.spacing, SAME_SPACING);
+
+/** Group frames of all files into stacks as the server does, each in the order along its normal. */
 export function stacksOf(files) {
-  const groups = new Map();
+  const kinds = new Map();
   for (const { file, blob } of files) {
     for (const frame of file.frames) {
-      if (!groups.has(frame.stackKey)) groups.set(frame.stackKey, []);
-      groups.get(frame.stackKey).push({ ...frame, blob });
+      if (!kinds.has(frame.kind)) kinds.set(frame.kind, []);
+      const groups = kinds.get(frame.kind);
+      const group = groups.find(([first]) => isAlike(first, frame));
+      if (group) group.push({ ...frame, blob });
+      else groups.push([{ ...frame, blob }]);
     }
   }
-  const stacks = [...groups.values()].map(stackOf);
+  const stacks = [...kinds.values()].flat().flatMap((frames) => passes(frames).map(stackOf));
   return stacks.sort((a, b) => b.slices.length - a.slices.length);
+}
+
+/**
+ * Split frames that lie alike by their acquisition: each is a pass over the body. Scanners that
+ * step and shoot count each step; those tile the body one after the other and stay together.
+ */
+function passes(frames) {
+  const byNumber = new Map();
+  for (const frame of frames) byNumber.set(frame.acquisition, [...(byNumber.get(frame.acquisition) || []), frame]);
+  const parts = [...byNumber.values()];
+  if (parts.length === 1) return parts;
+  const { slices } = stackOf(frames);
+  const changes = slices.filter((slice, n) => n > 0 && slice.acquisition !== slices[n - 1].acquisition).length;
+  const isSteps = Math.min(...parts.map((part) => part.length)) < MIN_SLICES && changes === parts.length - 1;
+  return isSteps ? [frames] : parts;
 }
 
 function stackOf(frames) {

@@ -55,9 +55,9 @@ const SAME_GRID_VOXELS = 0.1;
 /**
  * Find a shown slice in a mask's grid, by physical position alone.
  *
- * @returns {{start: number, right: number, down: number, slice: number}|null} index of the mask
- *   voxel under pixel (0, 0) and the index steps to the right and down; null where the slice is
- *   no slice of the mask's grid.
+ * @returns {{start: number, right: number, down: number, slice: number, depth: number}|null} index
+ *   of the mask voxel under pixel (0, 0), the index steps to the right and down, which slice of how
+ *   many; null where the slice is no slice of the mask's grid.
  */
 export function placeInMask(mask, slice) {
   if (!mask.toIndex || !slice.plane) return null;
@@ -79,7 +79,7 @@ export function placeInMask(mask, slice) {
   const strides = [1, mask.shape[0], mask.shape[0] * mask.shape[1]];
   return {
     start: dot(start, strides), right: dot(steps[0].whole, strides), down: dot(steps[1].whole, strides),
-    slice: start[3 - axes[0] - axes[1]],
+    slice: start[3 - axes[0] - axes[1]], depth: mask.shape[3 - axes[0] - axes[1]],
   };
 }
 
@@ -92,7 +92,10 @@ function cornersAgree(at, start, steps, [width, height]) {
     }));
 }
 
-/** Return the mask's labels under a slice, row by row; null where it lies in another grid. */
+/**
+ * Return the mask's labels under a slice, row by row, and which slice of the mask that is; null
+ * where the slice lies in another grid.
+ */
 export function maskUnder(mask, slice) {
   const place = placeInMask(mask, slice);
   if (!place) return null;
@@ -101,5 +104,5 @@ export function maskUnder(mask, slice) {
     let index = place.start + j * place.down;
     for (let i = 0; i < slice.width; i += 1, n += 1, index += place.right) labels[n] = mask.labels[index];
   }
-  return labels;
+  return { labels, place: place.slice, depth: place.depth };
 }

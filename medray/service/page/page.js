@@ -5,10 +5,11 @@ import { RequestError, jobResult, jsonOf, listModels, predict, runJob } from "./
 import { byId, make, saveBlob } from "./dom.js";
 import { droppedFiles, imageStack, takeFiles, uploadOfSeries } from "./files.js";
 import { readMask } from "./nifti.js";
-import { boxesOf, resultsOf, statusOf } from "./results.js";
+import { Progress } from "./progress.js";
+import { boxesOf, failureCard, resultsOf, statusOf } from "./results.js";
 import { Unreadable, sentenceOf } from "./unreadable.js";
 import { PRESETS, Viewer } from "./viewer.js";
-import { digits, loadReasons, reasonWords, sizeWords, taskWords, worded } from "./words.js";
+import { digits, lineOf, loadReasons, sizeWords, taskWords, worded } from "./words.js";
 
 const KEY_NAME = "medray-key";
 // Larger uploads become jobs: a connection that breaks while the model works then costs nothing.
@@ -82,19 +83,11 @@ const chosenModel = () => state.models.find((model) => model.name === byId("mode
 function describeModel() {
   const model = chosenModel();
   const rows = model ? [
-    ["Task", taskWords(model.task)], ["Version", wordsOf(model.version)], ["Labels", wordsOf(model.labels)],
-    ["Takes", wordsOf(model.inputs)], ["Gives", wordsOf(model.outputs)], ["Thresholds", wordsOf(model.thresholds)],
+    ["Task", taskWords(model.task)], ["Version", lineOf(model.version)], ["Labels", lineOf(model.labels)],
+    ["Takes", lineOf(model.inputs)], ["Gives", lineOf(model.outputs)], ["Thresholds", lineOf(model.thresholds)],
   ] : [];
   byId("model-facts").replaceChildren(...rows.filter(([, text]) => text).map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text))));
   ready();
-}
-
-/** Return any JSON value as a short line. */
-function wordsOf(value) {
-  if (value === null || value === undefined) return "";
-  if (Array.isArray(value)) return value.map(wordsOf).filter(Boolean).join(", ");
-  if (typeof value === "object") return Object.entries(value).map(([name, inner]) => `${worded(name).toLowerCase()} ${wordsOf(inner)}`).join(", ");
-  return typeof value === "number" && !Number.isInteger(value) ? digits(value) : String(value);
 }
 
 // --- files ------------------------------------------------------------------------------------
@@ -121,17 +114,18 @@ async function take(files) {
   if (turn !== state.taking) return;
   state.input = input;
   byId("chosen").textContent = `${input.label}, ${sizeWords(input.upload.blob.size)}`;
-  showStacks(input.stacks);
   note(input.note);
+  await showStacks(input.stacks);
+  if (turn !== state.taking) return;
   say(input.stacks.length ? "Ready to run." : "Ready to run; nothing to show yet.");
   ready();
 }
 
-function showStacks(stacks) {
+async function showStacks(stacks) {
   const options = stacks.map((stack, n) => make("option", { value: n }, stackName(stack, n)));
   byId("stack").replaceChildren(...options);
   byId("stack-choice").hidden = stacks.length < 2;
-  if (stacks.length) showStack(0);
+  if (stacks.length) await showStack(0);
 }
 
 const stackName = (stack, n) => `Stack ${n + 1}: ${[stack.modality, `${stack.slices.length} × ${stack.slices[0].width} × ${stack.slices[0].height}`].filter(Boolean).join(", ")}`;
@@ -167,11 +161,12 @@ async function run() {
   if (viewer.stack) viewer.setMask(null);
   ready();
   byId("cancel").focus();
-  const hooks = { model: model.name, upload, key: state.key, onUpload: told(upload), signal: state.run.signal };
+  const progress = new Progress(say);
+  const hooks = { model: model.name, upload, key: state.key, onUpload: (sent, total) => progress.sent(sent, total, upload.blob.size), signal: state.run.signal };
   try {
     let answer;
     if (upload.blob.size > JOB_BYTES) {
-      const job = await runJob({ ...hooks, onState: followed });
+      const job = await runJob({ ...hooks, onState: (job) => progress.followed(job) });
       state.job = job.id;
       answer = job.answer;
     } else answer = await predict({ ...hooks, accept: "application/json" });
@@ -181,33 +176,13 @@ async function run() {
     failed(error);
   } finally {
     state.run = null;
-    byId("progress").hidden = true;
+    progress.end();
     ready();
     byId("run").focus();
   }
+  // Where all lies below one another, the answer would be out of sight.
+  if (window.matchMedia("(max-width: 760px)").matches) byId(state.answer ? "viewer" : "results").scrollIntoView();
   if (state.answer) await showAnswer();
-}
-
-function told(upload) {
-  const progress = byId("progress");
-  progress.hidden = false;
-  return (sent, total) => {
-    if (sent < total) {
-      progress.value = sent / total;
-      say(`Uploading: ${sizeWords(sent)} of ${sizeWords(upload.blob.size)}`);
-    } else {
-      progress.removeAttribute("value");
-      say("Uploaded. The model is working …");
-    }
-  };
-}
-
-function followed(job) {
-  const share = typeof job.progress === "number" ? Math.max(0, Math.min(1, job.progress > 1 ? job.progress / 100 : job.progress)) : null;
-  if (share === null || job.state !== "running") byId("progress").removeAttribute("value");
-  else byId("progress").value = share;
-  const words = { queued: "Waiting for a free model …", running: "The model is working …", done: "Fetching the result …" };
-  say(words[job.state] ? `${words[job.state]}${share && job.state === "running" ? ` ${Math.round(100 * share)} %` : ""}` : "");
 }
 
 function failed(error) {
@@ -217,25 +192,24 @@ function failed(error) {
     return;
   }
   say(plain(error), "bad");
-  const { mend } = reasonWords(error.reason || "");
-  const codes = [error.status && `status ${error.status}`, error.reason, error.requestId && `request ${error.requestId}`].filter(Boolean).join(" · ");
-  byId("results").replaceChildren(make("article", { class: "result is-refused", "aria-label": "No result" },
-    make("header", {}, make("h3", {}, "Result"), make("span", { class: "chip" }, make("span", { "aria-hidden": "true" }, "✕"), error.status === 422 ? " Refused" : " Failed")),
-    make("p", { class: "headline" }, "No answer"),
-    make("p", { class: "say" }, plain(error)), mend ? make("p", { class: "soft" }, mend) : "",
-    make("p", { class: "say" }, "This is not a negative finding."), codes ? make("p", { class: "soft" }, codes) : ""));
+  byId("results").replaceChildren(failureCard(error, plain(error)));
 }
 
 // --- answer -----------------------------------------------------------------------------------
 
 async function showAnswer() {
   const { answer } = state;
-  byId("results").replaceChildren(...resultsOf(answer, { sliceOf, onBox: showBox, onShow: showResult, onSave: save, canSave }));
+  drawResults();
   const results = Array.isArray(answer.results) ? answer.results : [];
   const refused = results.filter((result) => statusOf(result) === "refused").length;
   say(refused === 0 ? "Done." : refused === results.length ? "Refused: no answer was given." : `Done; ${refused} of ${results.length} series refused.`, refused ? "bad" : "");
   const first = results.find((result) => statusOf(result) !== "refused");
   if (first) await showResult(first);
+}
+
+function drawResults() {
+  const isStack = () => Boolean(state.shown && state.shown.slices.length > 1);
+  byId("results").replaceChildren(...resultsOf(state.answer, { isStack, sliceOf, onBox: showBox, onShow: showResult, onSave: save, canSave }));
 }
 
 /** Whether the model says that it has results of a form; a model that says nothing may have any. */
@@ -245,9 +219,11 @@ function canSave(accept) {
   return types.length === 0 || accept === "application/json" || types.includes(accept);
 }
 
+/** Return the number of the shown slice that a box lies on, null where there is none. */
 function sliceOf(box) {
   const stack = state.shown;
-  if (!stack) return null;
+  const [x1, y1, x2, y2] = box.box_xyxy_px;
+  if (!stack || x2 <= 0 || y2 <= 0 || x1 >= stack.slices[0].width || y1 >= stack.slices[0].height) return null;
   if (stack.slices.length === 1) return !box.sop_uid || !stack.slices[0].sopUid || stack.slices[0].sopUid === box.sop_uid ? 0 : null;
   const found = stack.slices.flatMap((slice, n) => (box.sop_uid && slice.sopUid === box.sop_uid ? [n] : []));
   // Several frames share one UID: which of them is meant is not said.
@@ -274,16 +250,18 @@ async function showResult(result) {
 async function overlay(stack) {
   const result = resultOf(stack);
   if (!result) return;
-  const boxes = boxesOf(result).map((box) => ({ corners: box.box_xyxy_px, text: [box.label && worded(box.label), digits(box.score, 2)].filter(Boolean).join(" "), slice: sliceOf(box), box }));
+  const boxes = boxesOf(result).map((box) => ({
+    corners: box.box_xyxy_px, text: [box.label && worded(box.label), digits(box.score, 2)].filter(Boolean).join(" "), slice: sliceOf(box), box,
+  }));
   viewer.setBoxes(boxes);
   const lost = boxes.filter((box) => box.slice === null).length;
-  const notes = [state.input.note, lost ? `${lost} of ${boxes.length} boxes lie on images that are not in this stack.` : ""];
+  const notes = [state.input.note, lost ? `${lost} of ${boxes.length} boxes lie outside the images shown here.` : ""];
   if (boxes.length > lost) viewer.choose(boxes.find((box) => box.slice !== null));
   if (typeof result.volume_ml === "number" && result.volume_ml > 0) notes.push(await drawMask(stack, result));
   if (state.shown === stack) {
     note(notes.filter(Boolean).join(" "));
     // The table says on which slice of the shown stack a box lies.
-    byId("results").replaceChildren(...resultsOf(state.answer, { sliceOf, onBox: showBox, onShow: showResult, onSave: save, canSave }));
+    drawResults();
   }
 }
 
@@ -293,10 +271,12 @@ async function drawMask(stack, result) {
   try {
     const mask = await readMask(await fetchAs("application/gzip", result), MAX_MASK_BYTES);
     if (state.shown !== stack) return "";
-    if (viewer.setMask(mask) === 0) return await elsewhere(stack, mask);
+    const covered = viewer.setMask(mask);
+    if (covered === 0) return elsewhere(stack, mask);
     const telling = viewer.telling();
     if (telling !== null) viewer.go(telling);
-    return "";
+    const num = stack.slices.length;
+    return covered < num ? `The mask covers ${covered} of the ${num} slices.` : "";
   } catch (error) {
     return `The mask is not drawn. ${plain(error)}`;
   } finally {
@@ -305,7 +285,7 @@ async function drawMask(stack, result) {
 }
 
 /** A series may be several stacks: draw the mask on the one whose grid it is. */
-async function elsewhere(stack, mask) {
+function elsewhere(stack, mask) {
   const others = state.input.stacks.filter((other) => other !== stack && other.seriesUid === stack.seriesUid);
   const grid = others.find((other) => other.slices.length === mask.shape[2] && other.slices[0].width === mask.shape[0]);
   const beside = grid ? ` Stack ${state.input.stacks.indexOf(grid) + 1} may be the one it belongs to.` : "";

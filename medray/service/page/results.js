@@ -11,7 +11,7 @@ export const statusOf = (result) => (Object.hasOwn(STATUS, result.status) ? resu
 
 export const boxesOf = (result) => list(result.boxes).filter((box) => box && list(box.box_xyxy_px).length === 4 && box.box_xyxy_px.every(isNumber));
 
-/** Draw an answer; `hooks` are {sliceOf, onBox, onShow, onSave, canSave, model}. */
+/** Draw an answer; `hooks` are {sliceOf, onBox, onShow, onSave, canSave}. */
 export function resultsOf(answer, hooks) {
   const results = list(answer.results).filter((result) => result && typeof result === "object");
   const shown = results.map((result, n) => resultCard(result, n, results.length, hooks));
@@ -22,7 +22,7 @@ export function resultsOf(answer, hooks) {
 function resultCard(result, number, count, hooks) {
   const status = statusOf(result);
   const { mark, word, says } = STATUS[status];
-  const title = count > 1 ? `Series ${number + 1} of ${count}` : "Result";
+  const title = count > 1 ? `Series ${number + 1} of ${count}` : "Answer";
   const card = make("article", { class: `result is-${status}`, "aria-label": `${title}: ${word}`, "data-key": result.key ?? "" },
     make("header", {},
       make("h3", {}, title),
@@ -31,6 +31,17 @@ function resultCard(result, number, count, hooks) {
   card.append(...conformity(result));
   if (status !== "refused") card.append(actions(result, count, hooks));
   return card;
+}
+
+/** Draw a request that got no answer: as little a negative finding as a refused series. */
+export function failureCard(error, sentence) {
+  const { mend } = reasonWords(error.reason || "");
+  const codes = [error.status && `status ${error.status}`, error.reason, error.requestId && `request ${error.requestId}`].filter(Boolean).join(" · ");
+  const word = error.status === 422 ? " Refused" : " Failed";
+  return make("article", { class: "result is-refused", "aria-label": "No answer" },
+    make("header", {}, make("h3", {}, "Answer"), make("span", { class: "chip" }, make("span", { "aria-hidden": "true" }, "✕"), word)),
+    make("p", { class: "headline" }, "No answer"), make("p", { class: "say" }, sentence), mend ? make("p", { class: "soft" }, mend) : "",
+    make("p", { class: "say" }, "This is not a negative finding."), codes ? make("p", { class: "soft" }, codes) : "");
 }
 
 function refusal(result, says) {
@@ -49,7 +60,7 @@ function finding(result, status, says, hooks) {
   const parts = [make("p", { class: "headline" }, headline(result, boxes))];
   if (status === "partial") parts.push(make("p", { class: "say caution" }, says));
   if (isNumber(result.score)) parts.push(bar(result.label ? worded(result.label) : "Score", result.score, result.threshold));
-  else if (isNumber(result.threshold)) parts.push(make("p", { class: "soft" }, `Threshold ${digits(result.threshold)}`));
+  else if (isNumber(result.mask_threshold ?? result.threshold)) parts.push(make("p", { class: "soft" }, `Threshold ${digits(result.mask_threshold ?? result.threshold)}`));
   const scores = Object.entries(result.class_scores ?? {}).filter(([, value]) => isNumber(value));
   if (scores.length > 0) parts.push(make("h4", {}, "Score of each class"), ...scores.sort((a, b) => b[1] - a[1]).map(([name, value]) => bar(worded(name), value)));
   if (isNumber(result.volume_ml)) parts.push(make("p", { class: "fact" }, "Volume ", make("strong", {}, `${digits(result.volume_ml, 1)} ml`)));
@@ -87,10 +98,10 @@ function boxTable(boxes, hooks) {
     const unit = list(box.box_xyxy_mm).length === 4 ? "mm" : "px";
     return make("tr", {},
       make("td", {}, make("button", { type: "button", class: "link", onclick: () => hooks.onBox(box, n) }, box.label ? worded(box.label) : `Box ${n + 1}`)),
-      make("td", {}, digits(box.score)), make("td", {}, slice === null ? "–" : String(slice + 1)),
+      make("td", {}, digits(box.score)), hooks.isStack() ? make("td", {}, slice === null ? "–" : String(slice + 1)) : "",
       make("td", {}, `${digits(x2 - x1, 0)} × ${digits(y2 - y1, 0)} ${unit}`));
   });
-  const head = ["Finding", "Score", "Slice", "Size"].map((word) => make("th", { scope: "col" }, word));
+  const head = ["Finding", "Score", hooks.isStack() ? "Slice" : "", "Size"].filter(Boolean).map((word) => make("th", { scope: "col" }, word));
   return make("div", { class: "table" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)));
 }
 

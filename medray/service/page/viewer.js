@@ -47,21 +47,26 @@ export class Viewer {
     this.window = { center: this.ownWindow.center, width: this.ownWindow.width };
     this.parts.root.classList.remove("is-empty");
     this.parts.root.classList.toggle("is-hu", Boolean(this.isHu));
+    this.parts.root.classList.toggle("is-single", stack.slices.length < 2);
     this.parts.slider.max = String(stack.slices.length - 1);
     this.parts.slider.disabled = stack.slices.length < 2;
     this.draw();
   }
 
-  /** Draw a mask over the stack; returns how many of its slices lie in the mask's grid. */
+  /**
+   * Draw a mask over the stack, if the stack holds all of the mask or the mask all of the stack;
+   * else nothing is drawn rather than a part. Returns how many slices of the stack it covers.
+   */
   setMask(mask) {
     this.mask = mask;
     this.masks = new Map();
     if (mask) this.stack.slices.forEach((slice, n) => {
-      const labels = maskUnder(mask, slice);
-      if (labels) this.masks.set(n, { labels, count: labels.reduce((sum, label) => sum + (label ? 1 : 0), 0) });
+      const under = maskUnder(mask, slice);
+      if (under) this.masks.set(n, { ...under, count: under.labels.reduce((sum, label) => sum + (label ? 1 : 0), 0) });
     });
-    // A mask that fits some slices only is not this stack's: nothing is drawn rather than a part.
-    if (mask && this.masks.size < this.stack.slices.length) {
+    const covered = [...this.masks.values()];
+    const isWhole = covered.length > 0 && new Set(covered.map(({ place }) => place)).size === covered[0].depth;
+    if (mask && covered.length < this.stack.slices.length && !isWhole) {
       this.mask = null;
       this.masks = new Map();
     }
@@ -171,7 +176,8 @@ export class Viewer {
     const here = this.masks.get(this.index);
     const boxes = this.boxes.filter((box) => box.slice === this.index).length;
     const parts = [];
-    if (this.masks.size) parts.push(here && here.count ? `mask: ${here.count} pixels here` : "no mask on this slice");
+    if (this.masks.size && !here) parts.push("not part of the mask's volume");
+    else if (this.masks.size) parts.push(here.count ? `mask: ${here.count} pixels here` : "no mask on this slice");
     if (this.boxes.length) parts.push(`${boxes} box${boxes === 1 ? "" : "es"} here`);
     corner.finding.textContent = parts.length && !this.overlay ? "overlay off" : parts.join(", ");
     this.drawTrack();

@@ -17,14 +17,17 @@ const FLAGS = {
   geometry_unverified: "The files do not say where the slices lie.",
   "completeness=partial": "Slices seem to be missing from the series.",
   "completeness=unknown": "Whether the series is complete cannot be told.",
-  spacing: "The spacing of the voxels is unlike that of the training images.",
-  slice_thickness: "The slices are thicker or thinner than those of the training images.",
-  modality: "The images are of another modality than the training images.",
-  intensity: "The intensities are unlike those of the training images.",
-  histogram: "The intensities are unlike those of the training images.",
-  contrast: "Contrast medium: the images differ from the training images.",
-  units: "The intensities seem to be in other units.",
-  field_of_view: "The field of view is unlike that of the training images.",
+  modality_differs: "The file's modality is none of the training images'.",
+  colour_differs: "The image is in colour and the training images are grey, or the reverse.",
+  image_kind_unknown: "The file does not say its modality, so that was not compared.",
+  contrast_differs: "Contrast agent: by the header or the brightness of soft tissue, the scan is unlike the training scans.",
+  intensity_differs: "The values are unlike the training images': other units, another rescale, an inversion or another kind of image.",
+  anatomy_differs: "Bright and dark lie elsewhere than in the training images: another body part, a flip or another crop.",
+  noise_differs: "The image is far noisier or smoother than the training images.",
+  content_empty: "The image has one value only, or hardly any other.",
+  slice_thickness_differs: "The slices lie closer or farther than in the training images.",
+  spacing_differs: "The pixels in the plane are smaller or larger than the training images'.",
+  field_of_view_differs: "The image covers less or more than the training images do.",
 };
 
 /** Return a code as words: `slice_thickness` as "Slice thickness". */
@@ -52,6 +55,20 @@ export function flagWords(flag) {
   const code = String(flag);
   if (Object.hasOwn(FLAGS, code)) return FLAGS[code];
   return reasonWords(code).meaning || `${worded(code)}.`;
+}
+
+const FORMS = {
+  "application/json": "JSON", "image/png": "PNG picture", "application/gzip": "NIfTI mask", "application/dicom": "DICOM SEG",
+  dicom: "DICOM", zip: "zip of DICOM", png: "PNG", jpeg: "JPEG", nifti: "NIfTI", nrrd: "NRRD", mha: "MHA",
+};
+
+/** Return any JSON value as a short line; media types by their names. */
+export function lineOf(value) {
+  if (value === null || value === undefined) return "";
+  if (Array.isArray(value)) return value.map(lineOf).filter(Boolean).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([name, inner]) => `${worded(name).toLowerCase()} ${lineOf(inner)}`).join(", ");
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(3)));
+  return Object.hasOwn(FORMS, value) ? FORMS[value] : String(value);
 }
 
 export const STATUS = {

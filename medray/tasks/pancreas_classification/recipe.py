@@ -143,6 +143,12 @@ class Hparams:
         return self.mask_channel != "off"
 
 
+# Not turned or scaled: at 32^3 a mask resampled beside its image lets fat into the organ.
+_TINY = Hparams(
+    size=32, filters=(8, 16), lr=5e-3, epochs=12, batch_size=8, scale=0.0, rotate_deg=0.0
+)
+
+
 def recipe() -> Recipe[Hparams]:
     """Return the full-size recipe."""
     return Recipe(
@@ -150,14 +156,12 @@ def recipe() -> Recipe[Hparams]:
         kind="score3d",
         transform_version=1,
         hparams=Hparams(),
-        # Not turned or scaled: at 32^3 a mask resampled beside its image lets fat into the organ.
-        tiny_hparams=Hparams(
-            size=32, filters=(8, 16), lr=5e-3, epochs=12, batch_size=8, scale=0.0, rotate_deg=0.0
-        ),
+        tiny_hparams=_TINY,
         prepare_fields=("size", "margin", "outside_zero", "mask_value", "compat"),
         records=records,
         prepare=prepare,
         class_names=CLASS_NAMES,
+        segment="pancreas",
         phantom=write_phantom,
         phantom_baseline=baseline,
         upstream={"mask": UpstreamPart(setting="mask_model", kind="mask3d")},

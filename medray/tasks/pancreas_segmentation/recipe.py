@@ -161,6 +161,7 @@ def recipe() -> Recipe[Hparams]:
         prepare=prepare,
         class_names=CLASS_NAMES,
         lesion_in_each=True,
+        segment="pancreas",
         phantom=write_phantom,
         phantom_baseline=baseline,
         learning=Learning(

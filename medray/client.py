@@ -1,1 +1,0 @@
-"""A small client of a medray server."""
