@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from medray.datasets.conformity import conformity
 from medray.datasets.record import Sample
 from medray.engine.bench_stub import with_stub
 from medray.engine.predict_output import Answer, case_document, case_result
@@ -47,7 +48,9 @@ def build(predictor: Predictor) -> Any:
 def answer(predictor: Predictor, data: bytes) -> dict[str, Any]:
     """Return the result document of an image's bytes."""
     image = read_image(data)
-    prediction = predict_sample(predictor, Sample(image=image, meta=dict(image.meta)))
+    sample = Sample(image=image, meta=dict(image.meta))
+    likeness = conformity(sample, predictor.interpreter.facts["fingerprint"])
+    prediction = predict_sample(predictor, sample)
     found = PlanarAnswer()
     found.take(image, prediction, "")
     case = Answer(
@@ -55,9 +58,12 @@ def answer(predictor: Predictor, data: bytes) -> dict[str, Any]:
         series_uid="",
         image=image,
         prediction=prediction,
+        conformity=likeness,
         boxes=tuple(found.boxes),
     )
-    return case_document([case_result(case, predictor.facts)], predictor.facts)
+    return case_document(
+        [case_result(case, predictor.interpreter.facts)], predictor.interpreter.facts
+    )
 
 
 def name_of(registry: Callable[[str], Recipe[Any]]) -> str:

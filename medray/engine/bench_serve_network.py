@@ -53,7 +53,7 @@ def network_rows(bench: ServeBench) -> Iterator[Measure]:
 
 def _rows_of(bench: ServeBench, package: str, file: str, replicas: int) -> Iterator[Measure]:
     number = 16 if bench.small else 120
-    sizes = {"min_replicas": replicas, "max_replicas": replicas}
+    sizes = {"min_replicas": replicas, "max_replicas": replicas, "num_threads": 1}
     seen = _Seen(bare={batch: [] for batch in _BATCHES})
     network = _Bare(bench, package, file, num_threads=replicas)
     with (
@@ -106,7 +106,7 @@ class _Bare:
         with open(file, "rb") as stream:  # noqa: PTH123
             image = read_image(stream.read())
         sample = Sample(image=image, meta=dict(image.meta))
-        prepared = bench.detector.prepare(sample, self.predictor.hparams)
+        prepared = bench.detector.prepare(sample, self.predictor.interpreter.hparams)
         self.arrays = batch_arrays(prepared.arrays)
         self.passes = 2 if bench.small else 8
 
@@ -115,7 +115,7 @@ class _Bare:
         import torch
 
         predictor = self.predictor
-        learning = predictor.recipe.learning
+        learning = predictor.interpreter.recipe.learning
         arrays = learning.collate([self.arrays] * batch)
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
         before = torch.get_num_threads()
@@ -123,7 +123,7 @@ class _Bare:
         repeats = max(2, self.passes // batch)
         try:
             with torch.no_grad():
-                inputs = learning.inputs(tensors, predictor.hparams)
+                inputs = learning.inputs(tensors, predictor.interpreter.hparams)
                 predictor.module(inputs)
                 began = time.perf_counter()
                 for _ in range(repeats):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medray import storage
+from medray.datasets.conformity import conformity
 from medray.datasets.loading import load_sample
 from medray.dicom.decoder import process_decoder
 from medray.engine.bench_load import Load, loaded
@@ -28,7 +29,8 @@ from medray.volume import Volume
 
 _SHAPE = (200, 512, 512)
 _SMALL_SHAPE = (24, 72, 88)
-_STAGES = ("read and decode", "prepare", "network", "back to the CT's grid", "write and read back")
+_READ, _COMPARE, _PREPARE = "read and decode", "compare with the training images", "prepare"
+_NETWORK, _BACK, _WRITE = "network", "back to the CT's grid", "write and read back"
 
 
 def volume_rows(bench: ServeBench) -> Iterator[Measure]:
@@ -92,22 +94,27 @@ def staged_case(predictor: Predictor, source: Path, target: str, seconds: StageS
         target: of the mask.
         seconds: gets the stages' times.
     """
-    planar = predictor.recipe.is_planar
+    planar = predictor.interpreter.recipe.is_planar
 
     def read() -> Any:
         record = one_record(str(source), planar=planar)
         return load_sample(record, CountingReader(process_decoder()))
 
-    sample = seconds.timed(_STAGES[0], read)
+    sample = seconds.timed(_READ, read)
+    known = predictor.interpreter.facts["fingerprint"]
+    seconds.timed(_COMPARE, lambda: conformity(sample, known))
     prepared = seconds.timed(
-        _STAGES[1], lambda: predictor.recipe.prepare(bare_sample(sample), predictor.hparams)
+        _PREPARE,
+        lambda: predictor.interpreter.recipe.prepare(
+            bare_sample(sample), predictor.interpreter.hparams
+        ),
     )
     question = ask_of("", [prepared])
-    answers = seconds.timed(_STAGES[2], lambda: predictor.answer(question.examples))
-    (found,) = seconds.timed(_STAGES[3], lambda: judged(predictor, [prepared], answers))
+    answers = seconds.timed(_NETWORK, lambda: predictor.answer(question.examples))
+    (found,) = seconds.timed(_BACK, lambda: judged(predictor.interpreter, [prepared], answers))
     if found.mask is not None:
         mask = Volume(array=found.mask, affine_lps=found.affine_lps)
-        seconds.timed(_STAGES[4], lambda: write_volume(target, mask, gz=True, proof=True))
+        seconds.timed(_WRITE, lambda: write_volume(target, mask, gz=True, proof=True))
 
 
 def _staged(bench: ServeBench, package: str, folder: Path) -> StageSeconds:
@@ -160,8 +167,8 @@ def _ways(
     predictor = Predictor(recipe, package)
     record = one_record(str(folder), planar=False)
     sample = bare_sample(load_sample(record, CountingReader(process_decoder())))
-    examples = ask_of("", [recipe.prepare(sample, predictor.hparams)]).examples
-    plain_s = staged.medians()[_STAGES[2]]
+    examples = ask_of("", [recipe.prepare(sample, predictor.interpreter.hparams)]).examples
+    plain_s = staged.medians()[_NETWORK]
     rest_s = sum(staged.medians().values()) - plain_s
     module = predictor.module
     ways: dict[str, Callable[[], Any]] = {

@@ -39,7 +39,7 @@ def test_the_service_is_measured_beside_its_peers(tmp_path: Path) -> None:
     assert {"from 1 to 2 replicas, 16 clients", "from 2 to none, idle"} <= names
     staged = next(row for (name, _), row in rows.items() if "folder to written mask" in name)
     shares = [int(share) for share in re.findall(r"\((\d+)%\)", staged["note"])]
-    assert len(shares) == 5
+    assert len(shares) == 6
     assert sum(shares) == pytest.approx(100, abs=3)
     assert sum("over HTTP" in name for name in names) == 2
 
