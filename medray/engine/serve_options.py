@@ -19,6 +19,9 @@ from medray.engine.serve_spec import RecipeOf, describe_model, network_name
 from medray.errors import ConfigError
 
 APP = "medray"
+# How often a replica's load is told; Serve's 10 s and its mean over 30 s make a delay of 2 s one of
+# half a minute. (The environment variables that are to replace this have no effect in Ray 2.60.)
+_LOAD_TOLD_S, _LONGEST_LOOK_BACK_S = 1.0, 30.0
 CASES, INGRESS, JOBS = "cases", "ingress", "jobs"
 # A network that takes single images takes several at once; a volume fills a pass by itself.
 _PLANAR_BATCH = 8
@@ -194,6 +197,10 @@ def _autoscaling(options: ServeOptions, *, lowest: int) -> dict[str, Any]:
         "initial_replicas": max(1, lowest),
         "max_replicas": options.max_replicas,
         "target_ongoing_requests": options.target_ongoing,
+        "metrics_interval_s": _LOAD_TOLD_S,
+        "look_back_period_s": min(
+            _LONGEST_LOOK_BACK_S, max(2 * _LOAD_TOLD_S, options.upscale_delay_s)
+        ),
         "upscale_delay_s": options.upscale_delay_s,
         "downscale_delay_s": options.downscale_delay_s,
     }

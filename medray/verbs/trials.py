@@ -12,13 +12,21 @@ from medray.verbs.options import EXIT_INTERNAL, AsJson, Debug, Gpu, Quiet, with_
 _CHAOS_TASK = "lung_classification"
 _CHAOS_SETTINGS = ("view=box", "size=16", "batch_size=2", "filters=16,64")
 
+# Of bench serve and predict: boxes in a picture of 8 bit, masks in a CT, by whom and how large.
+_DETECTOR, _DETECTOR_SETTINGS = "lung_detection", ("stream=fused",)
+_VOLUMES = "pancreas_segmentation"
+_NETWORKS = {"the original's first network": ("network=g1",), "our preset": ()}
+
 
 def bench(
     stage: Annotated[
-        str, typer.Argument(help="index, convert, prepare, train; default: all.")
+        str,
+        typer.Argument(
+            help="index, convert, prepare, train; default: these four; or predict, serve."
+        ),
     ] = "",
     out: Annotated[str, typer.Option("--out", help="Folder for bench.json.")] = "bench-out",
-    task: Annotated[str, typer.Option("--task", help="Of prepare and train.")] = "",
+    task: Annotated[str, typer.Option("--task", help="Of prepare, train and predict.")] = "",
     gpu: Gpu = False,
     small: Annotated[bool, typer.Option("--small", help="Fewer files and repeats.")] = False,
     as_json: AsJson = False,
@@ -31,28 +39,64 @@ def bench(
 
     Example: medray bench convert --out /tmp/bench
     """
-    from medray.engine.bench import STAGES
+    from medray.engine.bench import PREDICT, SERVE, STAGES
     from medray.engine.bench import bench as run_bench
     from medray.tasks import get_recipe
 
     if stage == "augment":
         _augment_sheet(task or _first_task(), out, debug=debug)
         return
-    if stage and stage not in STAGES:
-        raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(STAGES)}")
-    stages = (stage,) if stage else STAGES
-    recipe = get_recipe(task or _first_task())
-    summary = with_ray(
-        lambda: run_bench(stages, out, recipe=recipe, small=small, use_gpu=gpu),
-        address=None,
-        debug=debug,
-    )
+    known = (*STAGES, PREDICT, SERVE)
+    if stage and stage not in known:
+        raise ConfigError(f"no benchmark named {stage!r}; choose one of {', '.join(known)}")
+    if stage == SERVE:
+        summary = _bench_serve(out, small=small, debug=debug)
+    else:
+        recipe = get_recipe(task or (_VOLUMES if stage == PREDICT else _first_task()))
+        stages = (stage,) if stage else STAGES
+        summary = with_ray(
+            lambda: run_bench(stages, out, recipe=recipe, small=small, use_gpu=gpu),
+            address=None,
+            debug=debug,
+        )
+    _show_bench(summary, out, as_json=as_json, quiet=quiet)
+
+
+def _show_bench(summary: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> None:
     if not quiet:
         for row in summary["rows"]:
             typer.echo(_bench_line(row))
         typer.echo(f"{out}/bench.json")
     if as_json:
         typer.echo(json.dumps(summary, sort_keys=True))
+
+
+def _bench_serve(out: str, *, small: bool, debug: bool) -> dict[str, Any]:
+    """Measure the service; it starts a Ray of its own."""
+    from medray.config import override
+    from medray.engine.bench import work_folder, write_bench
+    from medray.engine.bench_serve import rows
+    from medray.engine.bench_service import ServeBench
+    from medray.tasks import get_recipe
+
+    detector, volumes = get_recipe(_DETECTOR), get_recipe(_VOLUMES)
+    boxes, masks = (
+        recipe.tiny_hparams if small else recipe.hparams for recipe in (detector, volumes)
+    )
+    bench = ServeBench(
+        work=work_folder(out),
+        recipe_of=get_recipe,
+        detector=detector,
+        detector_hparams=override(boxes, _DETECTOR_SETTINGS),
+        volumes=volumes,
+        volume_hparams={
+            title: override(masks, settings)
+            for title, settings in _NETWORKS.items()
+            if settings or not small
+        },
+        small=small,
+    )
+    return write_bench(out, rows(bench, debug=debug))
 
 
 def _augment_sheet(task: str, out: str, *, debug: bool) -> None:

@@ -85,6 +85,7 @@ def engine_sections(kills: int) -> dict[str, list[str]]:
     """Return what is measured of the engine itself, and what is killed; --out to be added."""
     sections = {f"bench-{stage}": ["bench", stage] for stage in ("index", "convert", "prepare")}
     sections["bench-train"] = ["bench", "train", "--task", "pancreas_segmentation", "--small"]
+    sections |= {f"bench-{stage}": ["bench", stage] for stage in ("predict", "serve")}
     for stage, number in (("convert", kills), ("prepare", kills), ("train", 3)):
         sections[f"chaos-{stage}"] = ["chaos", stage, "--kills", str(number)]
     for task in GPU_STEPS if shutil.which("nvidia-smi") else ():
